@@ -1,0 +1,395 @@
+"""Every name, default and help text that a user can set, in one place.
+
+Flags are generated from these dataclasses (`experiments/cli.py`), manifests and
+`config.json` hold their values, and nothing else in the project has defaults.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from eain_jax.errors import InputError
+
+
+def setting(
+  default: Any,
+  help: str,
+  *,
+  choices: tuple[str, ...] | None = None,
+  at_least: float | None = None,
+  at_most: float | None = None,
+) -> Any:
+  """A dataclass field with a help text and the values that it may take."""
+  metadata = {
+    'help': help,
+    'choices': choices,
+    'at_least': at_least,
+    'at_most': at_most,
+  }
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+class Settings:
+  """Base of the configs: checks choices and bounds when it is made."""
+
+  def __post_init__(self):
+    for field in dataclasses.fields(typing.cast(Any, self)):
+      value = getattr(self, field.name)
+      choices = field.metadata.get('choices')
+      if choices and value not in choices:
+        raise InputError(
+          f'{field.name}={value!r} is not one of {", ".join(choices)}'
+        )
+      low, high = field.metadata['at_least'], field.metadata['at_most']
+      for number in value if isinstance(value, tuple) else (value,):
+        if low is not None and number < low:
+          raise InputError(f'{field.name}={number} must be at least {low}')
+        if high is not None and number > high:
+          raise InputError(f'{field.name}={number} must be at most {high}')
+
+  def to_dict(self) -> dict[str, Any]:
+    """The values by name, tuples as lists, ready for JSON."""
+    values = dataclasses.asdict(typing.cast(Any, self))
+    return {
+      k: list(v) if isinstance(v, tuple) else v for k, v in values.items()
+    }
+
+  @classmethod
+  def from_dict(cls, values: Mapping[str, Any]):
+    """The config that `to_dict` wrote; unknown names raise InputError."""
+    names = {f.name for f in dataclasses.fields(typing.cast(Any, cls))}
+    unknown = sorted(set(values) - names)
+    if unknown:
+      raise InputError(
+        f'{cls.__name__} has no setting {", ".join(unknown)}: the file was '
+        'written by another version'
+      )
+    return cls(
+      **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig(Settings):
+  """How raw files become a prepared dataset."""
+
+  reviews: tuple[str, ...] = setting(
+    (), 'Amazon review or rating files; the format is detected and said.'
+  )
+  metadata: tuple[str, ...] = setting((), 'Amazon metadata files.')
+  events: str = setting(
+    '', 'An event log of your own: CSV, TSV, JSON lines, Parquet file/folder.'
+  )
+  columns: tuple[str, ...] = setting(
+    (),
+    'For --events: user=..,item=..,timestamp=.. and rating=, label=, request=, '
+    'position=; any other name is a context feature, as device=device_type.',
+  )
+  items: str = setting('', 'For --events: a table of item attributes.')
+  item_key: str = setting('', "For --items: the column of the item's id.")
+  item_attributes: tuple[str, ...] = setting(
+    (), 'For --items: attribute columns; a list column is multi-valued.'
+  )
+  synthetic: bool = setting(False, 'Make the synthetic world.')
+  num_events: int = setting(
+    60_000, 'For --synthetic: how many events.', at_least=1_000
+  )
+  task: str = setting(
+    'auto',
+    'next_item: each event against sampled negatives. rating: is the rating '
+    'at least --rating_threshold. logged: labels as the log has them. auto: '
+    'logged where there is a label column, else next_item.',
+    choices=('auto', 'next_item', 'rating', 'logged'),
+  )
+  split: str = setting(
+    'auto',
+    "last_out: each user's last event (or request) is test, the one before "
+    'it validation. last_out_no_validation: validation is the test set, as '
+    'DIN and BARS do: for comparing with published numbers only. time: by '
+    '--time_fractions. auto: time for logged, else last_out.',
+    choices=('auto', 'last_out', 'last_out_no_validation', 'time'),
+  )
+  time_fractions: tuple[float, ...] = setting(
+    (0.8, 0.1, 0.1), 'Shares of train, validation, test for --split=time.'
+  )
+  negatives: int = setting(
+    4, 'Negatives a training positive, drawn anew every epoch.', at_least=1
+  )
+  eval_negatives: int = setting(
+    99, 'Negatives an evaluation positive, drawn once.', at_least=1
+  )
+  negative_sampling: str = setting(
+    'uniform',
+    'uniform over the items, or popularity^--popularity_exponent.',
+    choices=('uniform', 'popularity'),
+  )
+  popularity_exponent: float = setting(0.75, 'The exponent of popularity.')
+  negative_exclusion: str = setting(
+    'had',
+    "had: never an item of the user's events so far, the target's included. "
+    "ever: nor any of the user's later events (DIN's recipe; it looks ahead).",
+    choices=('had', 'ever'),
+  )
+  skip_above: bool = setting(
+    False,
+    'Keep the positives and the negatives above the last positive of each '
+    'request (16-17). Without logged positions the order is simulated.',
+  )
+  rating_threshold: float = setting(
+    4.0, 'For --task=rating: the lowest rating that counts as positive.'
+  )
+  history_length: int = setting(
+    50, 'The most recent events before the target that are used.', at_least=1
+  )
+  min_history: int = setting(
+    -1,
+    'Earlier events that an example needs; -1: 1, or 0 for --task=logged.',
+    at_least=-1,
+  )
+  min_count: int = setting(
+    1,
+    'Training events that a value needs for a vocabulary entry of its own; '
+    'rarer values share id 1, unknown.',
+    at_least=1,
+  )
+  k_core: int = setting(
+    0, 'Keep users and items with at least so many events; 0: all.', at_least=0
+  )
+  context: tuple[str, ...] = setting(
+    ('hour', 'weekday', 'month', 'gap'),
+    "Context features of the target's time; gap: days since the user's last "
+    'event. One that is constant in the data is left out and said.',
+    choices=None,
+  )
+  allow_truncated: bool = setting(
+    False, 'Keep the complete lines of a gzip file that ends early.'
+  )
+  max_rejected: float = setting(
+    0.001,
+    "Share of a file's lines that may be rejected before the run stops.",
+    at_least=0,
+    at_most=1,
+  )
+  seed: int = setting(
+    0, 'Seed of negatives, candidates, the synthetic world.', at_least=0
+  )
+
+  def __post_init__(self):
+    super().__post_init__()
+    if len(self.time_fractions) != 3 or min(self.time_fractions) <= 0:
+      raise InputError(
+        f'time_fractions={self.time_fractions} must be three positive shares'
+      )
+    unknown = set(self.context) - {'hour', 'weekday', 'month', 'gap'}
+    if unknown:
+      raise InputError(
+        f'context={",".join(sorted(unknown))} is unknown: hour, weekday, '
+        'month, gap; name further columns of a log in --columns'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Settings):
+  """What every model has."""
+
+  table_stddev: float = setting(
+    0.05, 'Standard deviation of the initial embeddings.', at_least=0
+  )
+  use_user: bool = setting(
+    True, "Use the user's own id as a feature; MF always does."
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class LogisticRegressionConfig(ModelConfig):
+  """lr: a weight a feature value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingConfig(ModelConfig):
+  """Models with embeddings of more than one column."""
+
+  embedding_dim: int = setting(32, "D, a field's embedding.", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixFactorizationConfig(EmbeddingConfig):
+  """mf: biases, and the product of user and item factors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeepConfig(EmbeddingConfig):
+  """Models with an MLP."""
+
+  mlp: tuple[int, ...] = setting(
+    (200, 80), 'Hidden widths of the MLP.', at_least=1
+  )
+  activation: str = setting(
+    'relu',
+    "Of the MLP's hidden layers.",
+    choices=('relu', 'dice', 'prelu', 'sigmoid'),
+  )
+  dropout: float = setting(
+    0.2,
+    'Probability that a hidden unit is zeroed in training.',
+    at_least=0,
+    at_most=0.99,
+  )
+  compute_dtype: str = setting(
+    'float32',
+    'Of matrix products; tables, softmax and loss stay float32.',
+    choices=('float32', 'bfloat16'),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class DnnConfig(DeepConfig):
+  """dnn: an MLP over the fields, the history as its mean."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeepFMConfig(DeepConfig):
+  """deepfm: a factorization machine and an MLP on shared embeddings."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DinConfig(DeepConfig):
+  """din: the MLP with target attention over the history."""
+
+  attention: tuple[int, ...] = setting(
+    (80, 40), 'Hidden widths of the activation unit.', at_least=1
+  )
+  attention_activation: str = setting(
+    'dice',
+    'Of the activation unit.',
+    choices=('relu', 'dice', 'prelu', 'sigmoid'),
+  )
+  attention_softmax: bool = setting(
+    True,
+    "Normalise the attention over the history. DIN's paper does not; "
+    'measured, it is worth about a point of AUC.',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class EainConfig(DeepConfig):
+  """eain: attention, SE gates, masked pairs and PAIM in one network."""
+
+  use_attention: bool = setting(
+    True, 'Attention (1-3); else h_u is the mean of the history.'
+  )
+  attention_dim: int = setting(
+    64, 'H, rows of W_1 and W_2 in (2).', at_least=1
+  )
+  attention_product: bool = setting(
+    True,
+    'Add W_3 (x_t * x*) inside the tanh of (2); not in the paper.',
+  )
+  use_se: bool = setting(True, 'Squeeze-and-excitation gates (5-6).')
+  se_reduction: int = setting(3, 'FC_1 has fields / this units.', at_least=1)
+  use_mask_block: bool = setting(True, 'Masked pairs (4).')
+  mask_hidden_dim: int = setting(
+    128, 'Width of the aggregation layer that generates the mask.', at_least=1
+  )
+  mask_norm: bool = setting(
+    True, 'Layer norm on the masked pairs; not in the paper.'
+  )
+  use_paim: bool = setting(True, 'Position-aware crosses (7-12).')
+  paim_layers: int = setting(2, 'L of (10-11).', at_least=1)
+  paim_dim: int = setting(
+    32,
+    'Width of f^(0), to which h_u is projected; 0: h_u itself, as printed.',
+    at_least=0,
+  )
+  paim_input: str = setting(
+    'history',
+    'f^(0) from h_u alone, as printed, or from h_u and the target.',
+    choices=('history', 'history_and_target'),
+  )
+  paim_norm: bool = setting(
+    True, 'Layer norm after each cross layer; not in the paper.'
+  )
+  position: str = setting(
+    'sinusoidal',
+    'The encoding p_t of (7).',
+    choices=('sinusoidal', 'learned', 'none'),
+  )
+  position_dim: int = setting(16, 'C of (8-9).', at_least=1)
+  use_linear: bool = setting(
+    True, 'Add a weight a feature value to the logit; not in the paper.'
+  )
+
+
+MODEL_CONFIGS: dict[str, type[ModelConfig]] = {
+  'lr': LogisticRegressionConfig,
+  'mf': MatrixFactorizationConfig,
+  'dnn': DnnConfig,
+  'din': DinConfig,
+  'deepfm': DeepFMConfig,
+  'eain': EainConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Settings):
+  """How a model is trained and evaluated."""
+
+  batch_size: int = setting(
+    4096, 'Examples a step, over all devices.', at_least=1
+  )
+  epochs: int = setting(20, 'Most passes over the training part.', at_least=1)
+  optimizer: str = setting(
+    'adam', 'Of Optax.', choices=('adam', 'adamw', 'adagrad', 'sgd')
+  )
+  learning_rate: float = setting(1e-3, 'At the start.', at_least=0)
+  schedule: str = setting(
+    'constant',
+    'Of the learning rate over all epochs, beside the plateau rule.',
+    choices=('constant', 'cosine', 'linear'),
+  )
+  warmup_steps: int = setting(
+    0, 'Steps over which the learning rate rises from 0.', at_least=0
+  )
+  l2: float = setting(
+    0.0, 'lambda of (14), on the square norm of all parameters.', at_least=0
+  )
+  table_l2: float = setting(
+    5e-4, 'A further lambda, on the embedding tables alone.', at_least=0
+  )
+  clip_norm: float = setting(
+    10.0, 'Clip the global norm of the gradient; 0: never.', at_least=0
+  )
+  plateau_factor: float = setting(
+    0.1,
+    'The learning rate falls by this when validation GAUC stops rising.',
+    at_least=0,
+    at_most=1,
+  )
+  plateau_patience: int = setting(
+    1, 'Evaluations without a better GAUC before it falls.', at_least=1
+  )
+  early_stopping: int = setting(
+    3, 'Evaluations without a better GAUC before the run ends.', at_least=1
+  )
+  valid_negatives: int = setting(
+    20,
+    'Candidates a validation request that are used while training; the '
+    'final evaluation uses all.',
+    at_least=1,
+  )
+  parallelism: str = setting(
+    'none',
+    'none: one device. pmap: all local devices, parameters replicated.',
+    choices=('none', 'pmap'),
+  )
+  shuffle_labels: bool = setting(
+    False,
+    'Train on labels shuffled within the batch: a test AUC beyond .5 would '
+    'mean a leak.',
+  )
+  log_every: int = setting(50, 'Steps between two training records.', at_least=1)
+  save_every: int = setting(
+    500, 'Steps between two checkpoints within an epoch.', at_least=1
+  )
+  seed: int = setting(0, 'Of parameters, order, negatives, dropout.', at_least=0)

@@ -1,0 +1,1 @@
+"""Raw files to batches: Polars and numpy; jax is never imported here."""

@@ -1,0 +1,400 @@
+"""Rows of a part to batches: order, negatives, packing, prefetch.
+
+A batch is a pure function of (dataset, settings, step): nothing has to be
+saved to resume, and nothing depends on how many workers made it. Histories
+travel packed, one after another, so compute follows their real lengths; the
+packed axes have few static sizes, so a step is compiled a handful of times.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from eain_jax.data.dataset import Dataset
+from eain_jax.data.examples import (
+  NegativeSampler,
+  Part,
+  hash_bits,
+  segment_ranges,
+)
+
+# A batch is a dict of arrays, R requests of C candidates, U items, N events:
+#   items      {feature: int32 [U] or [U, W]}  the distinct items; 0 is padding
+#   user       int32 [R]
+#   context    {feature: int32 [R]}
+#   target     int32 [R, C]   row of items
+#   history    int32 [N]      row of items
+#   segment    int32 [N]      request of each event, non-decreasing; R: padding
+#   position   int32 [R]      the target's index in its user's sequence
+#   row        int32 [R]      the request's place in the global batch
+#   label      float32 [R, C]
+#   weight     float32 [R, C] 0 marks padding
+# With several shards every array has a leading axis over them.
+Batch = dict
+
+GROWTH = 1.25
+SIZE_MULTIPLE = 128
+
+
+def permute_index(index: np.ndarray, size: int, key: int) -> np.ndarray:
+  """A random-looking permutation of [0, size), evaluated where it is asked.
+
+  A four-round Feistel network over the next even power of two, walked until
+  it lands inside: memory is that of `index`, not of `size`.
+
+  Args:
+    index: int64, any shape, in [0, size).
+    size: length of the permuted range.
+    key: selects the permutation.
+
+  Returns:
+    int64, the shape of `index`.
+  """
+  half = max(1, (int(size - 1).bit_length() + 1) // 2)
+  mask = np.uint64((1 << half) - 1)
+  shift = np.uint64(half)
+  out = np.asarray(index).astype(np.uint64)
+  outside = np.ones(out.shape, bool)
+  while outside.any():
+    value = out[outside]
+    left, right = value >> shift, value & mask
+    for round_number in range(4):
+      mixed = hash_bits(key, round_number, right) & mask
+      left, right = right, left ^ mixed
+    out[outside] = (left << shift) | right
+    outside = out >= size
+  return out.astype(np.int64)
+
+
+def size_class(needed: int, base: int, most: int) -> int:
+  """The smallest static size that holds `needed`: base, base * 1.25, ..."""
+  size = base
+  while size < needed:
+    size = int(np.ceil(size * GROWTH / SIZE_MULTIPLE)) * SIZE_MULTIPLE
+  return max(min(size, most), needed)
+
+
+def _round_up(value: float) -> int:
+  return int(np.ceil(value / SIZE_MULTIPLE)) * SIZE_MULTIPLE
+
+
+@dataclasses.dataclass(frozen=True)
+class Packer:
+  """Turns rows of a part into the arrays of one shard.
+
+  Attributes:
+    dataset: the open dataset.
+    part: its part.
+    history_length: the most recent events that are used.
+    num_requests: R, rows a shard; fewer are padded with weight 0.
+    base_events: smallest static size of N.
+    base_items: smallest static size of U.
+  """
+
+  dataset: Dataset
+  part: Part
+  history_length: int
+  num_requests: int
+  base_events: int
+  base_items: int
+
+  def history_range(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Start and end of the histories of `rows`, newest events kept."""
+    end = self.part.history_end[rows]
+    user = self.dataset.user[self.part.event[rows]]
+    start = self.dataset.history_start[user]
+    return np.maximum(start, end - self.history_length), end
+
+  def pack(
+    self,
+    rows: np.ndarray,
+    items_RC: np.ndarray,
+    label_RC: np.ndarray,
+    weight_RC: np.ndarray,
+    first_row: int,
+    num_events: int | None = None,
+    num_items: int | None = None,
+  ) -> Batch:
+    """The arrays of a shard.
+
+    Args:
+      rows: int64 [r], r <= R, rows of the part.
+      items_RC: int32 [r, C], candidates.
+      label_RC: float32 [r, C].
+      weight_RC: float32 [r, C].
+      first_row: place of the first row in the global batch.
+      num_events: static N; None: its size class.
+      num_items: static U; None: its size class.
+    """
+    dataset, count, size = self.dataset, len(rows), self.num_requests
+    num_candidates = items_RC.shape[1]
+    event = self.part.event[rows]
+    user = dataset.user[event]
+    start, end = self.history_range(rows)
+    entry, segment = segment_ranges(start, end)
+    if dataset.history_event is not None:
+      entry = dataset.history_event[entry]
+    history_items = dataset.item[entry]
+    flat = np.concatenate([items_RC.reshape(-1), history_items])
+    distinct, place = np.unique(flat, return_inverse=True)
+    place = (place + 1).astype(np.int32)  # row 0 is padding
+    if num_events is None:
+      num_events = size_class(
+        len(entry), self.base_events, size * self.history_length
+      )
+    if num_items is None:
+      num_items = size_class(
+        len(distinct) + 1, self.base_items, dataset.num_items + 1
+      )
+    padded = lambda values, length: np.concatenate(
+      [values, np.zeros((length - len(values), *values.shape[1:]), values.dtype)]
+    )
+    items = {}
+    for name, table in dataset.item_ids.items():
+      ids = np.zeros((num_items, *table.shape[1:]), np.int32)
+      ids[1 : len(distinct) + 1] = table[distinct]
+      items[name] = ids
+    segments = np.full(num_events, size, np.int32)
+    segments[: len(segment)] = segment
+    sequence_start = dataset.history_start[user]
+    targets = place[: count * num_candidates].reshape(count, num_candidates)
+    return {
+      'items': items,
+      'user': padded(dataset.user_ids[user], size),
+      'context': {
+        name: padded(ids[event], size)
+        for name, ids in dataset.context_ids.items()
+      },
+      'target': padded(targets, size),
+      'history': padded(place[count * num_candidates :], num_events),
+      'segment': segments,
+      'position': padded((end - sequence_start).astype(np.int32), size),
+      'row': np.arange(first_row, first_row + size, dtype=np.int32),
+      'label': padded(label_RC.astype(np.float32), size),
+      'weight': padded(weight_RC.astype(np.float32), size),
+    }
+
+
+def _make_packer(
+  dataset: Dataset, part: Part, num_requests: int, num_candidates: int
+) -> Packer:
+  """A packer whose smallest sizes hold nearly every batch of the part."""
+  history_length = dataset.config.history_length
+  packer = Packer(dataset, part, history_length, num_requests, 0, 0)
+  sample = permute_index(
+    np.arange(min(len(part), 65_536)), len(part), len(part)
+  )
+  start, end = packer.history_range(sample)
+  length = (end - start).astype(np.float64)
+  # Six standard deviations of the sum of R independent lengths.
+  events = num_requests * length.mean() + 6 * np.sqrt(num_requests) * length.std()
+  base_events = _round_up(
+    min(max(events, 1), num_requests * history_length)
+  )
+  most_items = dataset.num_items + 1
+  base_items = min(base_events + num_requests * num_candidates, most_items)
+  return dataclasses.replace(
+    packer, base_events=base_events, base_items=_round_up(base_items)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStream:
+  """The batches of training, as a function of the step.
+
+  Attributes:
+    packer: of one shard.
+    num_candidates: C.
+    num_requests: requests of the global batch.
+    num_shards: devices.
+    seed: of the order and the negatives.
+    sampler: draws negatives, or None for the tasks with labels.
+  """
+
+  packer: Packer
+  num_candidates: int
+  num_requests: int
+  num_shards: int
+  seed: int
+  sampler: NegativeSampler | None
+
+  @property
+  def steps_per_epoch(self) -> int:
+    return -(-len(self.packer.part) // self.num_requests)
+
+  def rows(self, step: int) -> tuple[int, np.ndarray]:
+    """The epoch, and int64 [<= num_requests] the part's rows of a step."""
+    epoch, place = divmod(step, self.steps_per_epoch)
+    begin = place * self.num_requests
+    index = np.arange(begin, min(begin + self.num_requests, len(self.packer.part)))
+    key = int(hash_bits(self.seed, 0x0D, epoch))
+    return epoch, permute_index(index, len(self.packer.part), key)
+
+  def examples(self, step: int) -> tuple[np.ndarray, ...]:
+    """rows [r], items [r, C], label [r, C] and weight [r, C] of a step."""
+    epoch, rows = self.rows(step)
+    part, dataset = self.packer.part, self.packer.dataset
+    event = part.event[rows]
+    items = dataset.item[event][:, None]
+    label = part.label[rows].astype(np.float32)[:, None]
+    weight = np.ones_like(label)
+    if self.sampler is not None:
+      negatives = self.sampler.draw(
+        epoch, event, dataset.user[event], self.num_candidates - 1
+      )
+      items = np.concatenate([items, negatives], axis=1)
+      label = np.concatenate([label, np.zeros(negatives.shape)], axis=1)
+      weight = np.ones_like(label)
+      if part.kept_negatives is not None:
+        kept = part.kept_negatives[rows]
+        weight[:, 1:] = np.arange(self.num_candidates - 1) < kept[:, None]
+    return rows, items, label, weight
+
+  def batch(self, step: int) -> Batch:
+    """The global batch of a step; [num_shards, ...] where shards are many."""
+    rows, items, label, weight = self.examples(step)
+    size = self.packer.num_requests
+    pack = lambda shard, **sizes: self.packer.pack(
+      rows[shard * size : (shard + 1) * size],
+      items[shard * size : (shard + 1) * size],
+      label[shard * size : (shard + 1) * size],
+      weight[shard * size : (shard + 1) * size],
+      shard * size,
+      **sizes,
+    )
+    shards = [pack(shard) for shard in range(self.num_shards)]
+    if self.num_shards == 1:
+      return shards[0]
+    # Shards that differ in size class are packed again at the largest.
+    num_events = max(len(shard['history']) for shard in shards)
+    num_items = max(len(shard['items']['item']) for shard in shards)
+    for number, shard in enumerate(shards):
+      if len(shard['history']) != num_events or (
+        len(shard['items']['item']) != num_items
+      ):
+        shards[number] = pack(number, num_events=num_events, num_items=num_items)
+    return stack(shards)
+
+
+def stack(shards: list[Batch]) -> Batch:
+  """Batches of equal shapes, stacked along a new leading axis."""
+  first = shards[0]
+  return {
+    key: {name: np.stack([s[key][name] for s in shards]) for name in value}
+    if isinstance(value, dict)
+    else np.stack([s[key] for s in shards])
+    for key, value in first.items()
+  }
+
+
+def make_train_stream(
+  dataset: Dataset, batch_size: int, seed: int, num_shards: int = 1
+) -> TrainStream:
+  """The training batches of a dataset.
+
+  Args:
+    dataset: an open dataset.
+    batch_size: examples a step, over all shards; rounded down to whole
+      requests.
+    seed: of the order and the negatives.
+    num_shards: parts that a batch is cut into, one a device.
+
+  Raises:
+    ValueError: batch_size holds less than one request a shard.
+  """
+  part = dataset.parts['train']
+  has_negatives = dataset.task == 'next_item'
+  num_candidates = 1 + dataset.config.negatives if has_negatives else 1
+  num_requests = batch_size // num_candidates
+  if num_requests < num_shards:
+    raise ValueError(
+      f'batch_size {batch_size} holds {num_requests} request(s) of '
+      f'{num_candidates} examples, too few for {num_shards} device(s)'
+    )
+  packer = _make_packer(
+    dataset, part, -(-num_requests // num_shards), num_candidates
+  )
+  return TrainStream(
+    packer,
+    num_candidates,
+    num_requests,
+    num_shards,
+    seed,
+    dataset.sampler(seed) if has_negatives else None,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalStream:
+  """The batches of an evaluation, in the part's order.
+
+  Attributes:
+    packer: of one shard.
+    num_candidates: C.
+  """
+
+  packer: Packer
+  num_candidates: int
+
+  @property
+  def num_batches(self) -> int:
+    return -(-len(self.packer.part) // self.packer.num_requests)
+
+  def batch(self, number: int) -> Batch:
+    part, dataset = self.packer.part, self.packer.dataset
+    begin = number * self.packer.num_requests
+    rows = np.arange(begin, min(begin + self.packer.num_requests, len(part)))
+    items = dataset.item[part.event[rows]][:, None]
+    label = part.label[rows].astype(np.float32)[:, None]
+    if part.candidates is not None:
+      candidates = part.candidates[rows, : self.num_candidates - 1]
+      items = np.concatenate([items, candidates], axis=1)
+      label = np.concatenate([label, np.zeros(candidates.shape)], axis=1)
+    return self.packer.pack(rows, items, label, np.ones_like(label), 0)
+
+
+def make_eval_stream(
+  dataset: Dataset,
+  part_name: str,
+  batch_size: int,
+  max_negatives: int | None = None,
+) -> EvalStream:
+  """The evaluation batches of a part, about `batch_size` examples each.
+
+  `max_negatives` takes only the first so many candidates of each request.
+  """
+  part = dataset.parts[part_name]
+  num_candidates = 1
+  if part.candidates is not None:
+    num_candidates = 1 + part.candidates.shape[1]
+    if max_negatives is not None:
+      num_candidates = min(num_candidates, 1 + max_negatives)
+  num_requests = min(max(1, batch_size // num_candidates), len(part))
+  return EvalStream(
+    _make_packer(dataset, part, num_requests, num_candidates), num_candidates
+  )
+
+
+def prefetch(
+  make: Callable[[int], Batch], start: int, stop: int, *, ahead: int = 4
+) -> Iterator[Batch]:
+  """make(start), ..., make(stop - 1), in order, made ahead by two threads.
+
+  An exception in `make` reaches the caller at its batch.
+  """
+  with concurrent.futures.ThreadPoolExecutor(2, 'batches') as pool:
+    pending: collections.deque = collections.deque()
+    try:
+      for number in range(start, stop):
+        pending.append(pool.submit(make, number))
+        if len(pending) > ahead:
+          yield pending.popleft().result()
+      while pending:
+        yield pending.popleft().result()
+    finally:
+      for future in pending:
+        future.cancel()
+

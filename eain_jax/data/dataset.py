@@ -1,0 +1,309 @@
+"""The prepared dataset: a folder that is whole or absent.
+
+    manifest.json          schema, counts, sources, settings, a hash a file
+    columns/*.npy          flat arrays that map into memory
+    items.parquet          every item: raw id, feature ids
+    users.parquet          every user: raw id, feature id, number of events
+    vocabularies/*.csv     id, value, count: for a person to read
+    rejected.jsonl         the lines that were not read, each with its reason
+
+A dataset is written beside its place and renamed when complete, and checked
+against its hashes when opened. Histories are stored once: an example holds
+where its history ends.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from eain_jax.config import PrepareConfig
+from eain_jax.data.examples import PARTS, NegativeSampler, Part, make_sampler
+from eain_jax.data.features import Feature, Vocabulary
+from eain_jax.errors import InputError
+
+FORMAT_VERSION = 1
+MANIFEST = 'manifest.json'
+
+
+def hash_file(path: Path) -> str:
+  """sha256 of a file, in hexadecimal."""
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _canonical_hash(values: Mapping[str, Any]) -> str:
+  text = json.dumps(values, sort_keys=True, separators=(',', ':'))
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def refuse_existing(path: Path, flag: str = '--output_dir') -> None:
+  """Raises InputError where `path` is a file or a folder that holds something."""
+  if path.is_file():
+    raise InputError(f'{flag}={path} is a file: name a folder that is not there')
+  if path.is_dir() and any(path.iterdir()):
+    raise InputError(
+      f'{flag}={path} already holds something: name another folder, or remove it'
+    )
+
+
+@contextlib.contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+  """A folder to write into that becomes `path` only when the block ends well.
+
+  Files are flushed to the disk before the rename, so a crash leaves either
+  the whole folder or none.
+
+  Raises:
+    InputError: `path` already holds something, or cannot be made.
+  """
+  refuse_existing(path)
+  beside = path.parent / f'.{path.name}.unfinished-{os.getpid()}'
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+  except OSError as error:
+    raise InputError(f'{path} cannot be written: {error.strerror}') from error
+  try:
+    yield beside
+    for file in sorted(beside.rglob('*')):
+      if file.is_file():
+        with file.open('rb') as handle:
+          os.fsync(handle.fileno())
+    if path.is_dir():
+      path.rmdir()
+    beside.rename(path)
+  finally:
+    shutil.rmtree(beside, ignore_errors=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """An open dataset; arrays are mapped from the disk, not read.
+
+  Attributes:
+    path: its folder.
+    manifest: what `manifest.json` holds.
+    features: of the user, the items and the context, in this order.
+    user: int32 [N], each event's user; non-decreasing.
+    item: int32 [N], each event's item.
+    timestamp: int64 [N], seconds UTC.
+    context_ids: by feature name int32 [N].
+    user_ids: int32 [U], the vocabulary id of each user.
+    item_ids: by feature name int32 [I] or [I, W].
+    history_event: int64 [M], event rows that histories are made of, in
+      canonical order; None where that is every event.
+    history_start: int64 [U + 1], where each user's history begins.
+    user_start: int64 [U + 1], each user's first event.
+    parts: the examples of 'train', 'valid' and 'test'.
+  """
+
+  path: Path
+  manifest: Mapping[str, Any]
+  features: tuple[Feature, ...]
+  user: np.ndarray
+  item: np.ndarray
+  timestamp: np.ndarray
+  context_ids: Mapping[str, np.ndarray]
+  user_ids: np.ndarray
+  item_ids: Mapping[str, np.ndarray]
+  history_event: np.ndarray | None
+  history_start: np.ndarray
+  user_start: np.ndarray
+  parts: Mapping[str, Part]
+
+  @property
+  def config(self) -> PrepareConfig:
+    """The settings that the dataset was prepared with."""
+    return PrepareConfig.from_dict(self.manifest['config'])
+
+  @property
+  def task(self) -> str:
+    """next_item, rating or logged."""
+    return self.manifest['task']
+
+  @property
+  def fingerprint(self) -> str:
+    """A hash of everything in the dataset."""
+    return self.manifest['fingerprint']
+
+  @property
+  def num_users(self) -> int:
+    return len(self.user_ids)
+
+  @property
+  def num_items(self) -> int:
+    return len(self.item_ids['item'])
+
+  def sampler(self, seed: int) -> NegativeSampler:
+    """Draws training negatives as the dataset's settings say."""
+    config = self.config
+    return make_sampler(
+      self.item,
+      self.user_start,
+      np.load(self.path / 'columns' / 'items.train_count.npy'),
+      sampling=config.negative_sampling,
+      exponent=config.popularity_exponent,
+      exclusion=config.negative_exclusion,
+      seed=seed,
+    )
+
+  def events_table(self) -> pl.DataFrame:
+    """The events with their raw ids, for a person to look at."""
+    users = pl.read_parquet(self.path / 'users.parquet')['user']
+    items = pl.read_parquet(self.path / 'items.parquet')['item']
+    table = {
+      'user': users.gather(self.user),
+      'item': items.gather(self.item),
+      'timestamp': self.timestamp,
+    }
+    return pl.DataFrame({**table, **self.context_ids})
+
+
+def write_dataset(
+  path: Path,
+  *,
+  manifest: Mapping[str, Any],
+  features: list[Feature],
+  vocabularies: Mapping[str, Vocabulary],
+  columns: Mapping[str, np.ndarray],
+  users: pl.DataFrame,
+  items: pl.DataFrame,
+  rejected: pl.DataFrame,
+) -> dict[str, Any]:
+  """Writes a dataset, whole or not at all, and returns its manifest.
+
+  Args:
+    path: the folder to make.
+    manifest: task, counts, sources, settings, notes.
+    features: the model's input features.
+    vocabularies: by feature name.
+    columns: by file name without ending; see `open_dataset`.
+    users: one row a user.
+    items: one row an item.
+    rejected: file, line, reason, text of each rejected line.
+
+  Raises:
+    InputError: `path` already holds something.
+  """
+  with folder_written_whole(path) as folder:
+    (folder / 'columns').mkdir()
+    (folder / 'vocabularies').mkdir()
+    for name, column in columns.items():
+      np.save(folder / 'columns' / f'{name}.npy', column)
+    for name, vocabulary in vocabularies.items():
+      vocabulary.table().write_csv(folder / 'vocabularies' / f'{name}.csv')
+    users.write_parquet(folder / 'users.parquet')
+    items.write_parquet(folder / 'items.parquet')
+    rejected.write_ndjson(folder / 'rejected.jsonl')
+    files = {}
+    for file in sorted(folder.rglob('*')):
+      if file.is_file():
+        files[str(file.relative_to(folder))] = {
+          'bytes': file.stat().st_size,
+          'sha256': hash_file(file),
+        }
+    whole = {
+      'format_version': FORMAT_VERSION,
+      **manifest,
+      'features': [dataclasses.asdict(feature) for feature in features],
+      'files': files,
+    }
+    whole['fingerprint'] = _canonical_hash(whole)
+    (folder / MANIFEST).write_text(json.dumps(whole, indent=2) + '\n')
+  return whole
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+  """The manifest of a dataset folder, checked against its own hash.
+
+  Raises:
+    InputError: there is no dataset at `path`, it is of another version, or
+      its manifest was changed.
+  """
+  file = path / MANIFEST
+  if not file.is_file():
+    raise InputError(
+      f'{path} is not a prepared dataset: it holds no {MANIFEST}; make one '
+      'with python -m experiments.prepare_data'
+    )
+  try:
+    manifest = json.loads(file.read_text())
+    stated = manifest.pop('fingerprint')
+  except (ValueError, KeyError, AttributeError, TypeError) as error:
+    raise InputError(f'{file} is damaged: prepare the dataset again') from error
+  if manifest.get('format_version') != FORMAT_VERSION:
+    raise InputError(
+      f'{file} has format version {manifest.get("format_version")}, this '
+      f'version reads {FORMAT_VERSION}: prepare the dataset again'
+    )
+  if _canonical_hash(manifest) != stated:
+    raise InputError(
+      f'{file} was changed after it was written: prepare the dataset again'
+    )
+  return {**manifest, 'fingerprint': stated}
+
+
+def open_dataset(path: str | Path) -> Dataset:
+  """Opens a prepared dataset and checks every file against its hash.
+
+  Raises:
+    InputError: no dataset there, or a file is missing, changed, or new.
+  """
+  path = Path(path)
+  manifest = read_manifest(path)
+  for name, expected in manifest['files'].items():
+    file = path / name
+    if Path(name).is_absolute() or '..' in Path(name).parts:
+      raise InputError(f'{path / MANIFEST} names {name}, outside the dataset')
+    if not file.is_file():
+      raise InputError(f'{file} is missing: prepare the dataset again')
+    if (
+      file.stat().st_size != expected['bytes']
+      or hash_file(file) != expected['sha256']
+    ):
+      raise InputError(
+        f'{file} is not as it was written (its sha256 differs): prepare the '
+        'dataset again'
+      )
+  columns = {
+    name.removeprefix('columns/').removesuffix('.npy'): np.load(
+      path / name, mmap_mode='r', allow_pickle=False
+    )
+    for name in manifest['files']
+    if name.startswith('columns/')
+  }
+  prefixed = lambda prefix: {
+    name.removeprefix(prefix): column
+    for name, column in columns.items()
+    if name.startswith(prefix)
+  }
+  parts = {}
+  for name in PARTS:
+    arrays = prefixed(f'{manifest["part_files"][name]}.')
+    arrays.setdefault('history_end', arrays['event'])
+    parts[name] = Part(**arrays)
+  return Dataset(
+    path,
+    manifest,
+    tuple(Feature(**feature) for feature in manifest['features']),
+    columns['events.user'],
+    columns['events.item'],
+    columns['events.timestamp'],
+    prefixed('context.'),
+    columns['users.id'],
+    prefixed('item_ids.'),
+    columns.get('history.event'),
+    columns['history.start'],
+    columns['users.start'],
+    parts,
+  )

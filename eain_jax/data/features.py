@@ -1,0 +1,266 @@
+"""Raw values to ids: vocabularies, item attributes, context (3.6.1, 3.7.2).
+
+Every categorical feature has one vocabulary, made from the training part alone:
+id 0 is padding, id 1 is any value that is unknown or rarer than `min_count`,
+and ids from 2 follow falling count, ties by value.
+"""
+
+import dataclasses
+
+import numpy as np
+import polars as pl
+
+from eain_jax.data.events import EventLog
+
+PADDING = 0
+UNKNOWN = 1
+NUM_RESERVED = 2
+NUM_PRICE_BUCKETS = 10
+SECONDS_PER_DAY = 86_400
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+  """Values of one feature: `values[i]` has id `i + 2`.
+
+  Attributes:
+    values: raw values as strings, [V - 2].
+    counts: int64 [V - 2], training events with the value.
+  """
+
+  values: pl.Series
+  counts: np.ndarray
+
+  @property
+  def num_rows(self) -> int:
+    """V, rows of the embedding table: the values, padding and unknown."""
+    return len(self.values) + NUM_RESERVED
+
+  def table(self) -> pl.DataFrame:
+    """The vocabulary as a person reads it: id, value, count."""
+    ids = np.arange(NUM_RESERVED, self.num_rows, dtype=np.int32)
+    return pl.DataFrame(
+      {'id': ids, 'value': self.values, 'count': self.counts}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+  """One categorical feature of the model's input.
+
+  Attributes:
+    name: unique name; also the name of its embedding table.
+    kind: 'user', 'item' (of targets and history events alike) or 'context'.
+    num_rows: rows of its embedding table.
+    max_values: 1, or the most values that an item has where multi-valued.
+    multi_valued: values are a list, pooled by their mean.
+  """
+
+  name: str
+  kind: str
+  num_rows: int
+  max_values: int = 1
+  multi_valued: bool = False
+
+
+def build_vocabulary(
+  counts: np.ndarray, values: pl.Series, min_count: int
+) -> tuple[Vocabulary, np.ndarray]:
+  """A vocabulary of the values that occur at least `min_count` times.
+
+  Args:
+    counts: int64 [W], occurrences of each value in the training part.
+    values: distinct raw values, [W], sorted.
+    min_count: occurrences that a value needs.
+
+  Returns:
+    The vocabulary, and int32 [W + 1]: the id of each code; its last entry,
+    which code -1 (no value) indexes, is UNKNOWN.
+  """
+  kept = np.flatnonzero(counts >= min_count)
+  # Values are sorted, so a stable sort breaks ties by value.
+  kept = kept[np.argsort(-counts[kept], kind='stable')]
+  id_of_code = np.full(len(values) + 1, UNKNOWN, np.int32)
+  id_of_code[kept] = np.arange(len(kept), dtype=np.int32) + NUM_RESERVED
+  return Vocabulary(values.gather(kept), counts[kept]), id_of_code
+
+
+def _count_codes(
+  codes: np.ndarray, num_values: int, weights: np.ndarray | None = None
+) -> np.ndarray:
+  """int64 [num_values]: occurrences of each code; -1 is not counted."""
+  shifted = np.bincount(codes + 1, weights, minlength=num_values + 1)
+  return shifted[1:].astype(np.int64)
+
+
+def encode_categories(column: pl.Series) -> tuple[np.ndarray, pl.Series]:
+  """int32 codes (-1 for null) and the sorted distinct values of a column."""
+  values = column.drop_nulls().unique().sort()
+  numbered = pl.DataFrame(
+    {'value': values, 'code': np.arange(len(values), dtype=np.int32)}
+  )
+  codes = pl.DataFrame({'value': column}).join(
+    numbered, on='value', how='left', maintain_order='left'
+  )['code']
+  return codes.fill_null(-1).to_numpy(), values
+
+
+def price_buckets(price: pl.Series, train_count: np.ndarray) -> pl.Series:
+  """Prices as the names of ten buckets; null stays null.
+
+  The edges are the deciles over the training events, each event with its
+  item's price, so the buckets are about equally often seen.
+  """
+  value = price.fill_null(np.nan).to_numpy()
+  known = np.isfinite(value)
+  order = np.argsort(value[known], kind='stable')
+  cumulative = np.cumsum(train_count[known][order])
+  if not len(cumulative) or not cumulative[-1]:
+    return pl.Series(price.name, [None] * len(price), pl.String)
+  shares = np.arange(1, NUM_PRICE_BUCKETS) / NUM_PRICE_BUCKETS
+  at = np.searchsorted(cumulative, shares * cumulative[-1])
+  edges = np.unique(value[known][order][at])
+  middle = [
+    f'{low:g} to {high:g}'
+    for low, high in zip(edges[:-1], edges[1:], strict=True)
+  ]
+  names = [f'below {edges[0]:g}', *middle, f'{edges[-1]:g} or more']
+  bucket = np.searchsorted(edges, value, side='right')
+  return pl.Series(
+    price.name,
+    [names[b] if k else None for b, k in zip(bucket, known, strict=True)],
+    pl.String,
+  )
+
+
+def encode_items(
+  log: EventLog, train_rows: np.ndarray, min_count: int
+) -> tuple[dict[str, np.ndarray], list[Feature], dict[str, Vocabulary]]:
+  """The ids of every item's features: the item itself and its attributes.
+
+  Args:
+    log: the events.
+    train_rows: bool [N], events that belong to the training part.
+    min_count: training events that a value needs.
+
+  Returns:
+    By feature name int32 [I], or [I, W] for a multi-valued attribute (padded
+    with 0 at the right); the features; their vocabularies.
+  """
+  train_count = np.bincount(log.item[train_rows], minlength=len(log.items))
+  vocabulary, id_of_code = build_vocabulary(train_count, log.items, min_count)
+  ids = {'item': id_of_code[:-1].copy()}
+  features = [Feature('item', 'item', vocabulary.num_rows)]
+  vocabularies = {'item': vocabulary}
+  for column in log.item_attributes:
+    multi_valued = isinstance(column.dtype, pl.List)
+    if column.dtype == pl.Float64:
+      column = price_buckets(column, train_count)
+    if multi_valued:
+      lengths = column.list.len().fill_null(0).to_numpy().astype(np.int64)
+      flat = column.explode(empty_as_null=False, keep_nulls=False)
+    else:
+      lengths = np.ones(len(column), np.int64)
+      flat = column
+    codes, values = encode_categories(flat.cast(pl.String))
+    if not len(values):
+      continue
+    owner = np.repeat(np.arange(len(log.items)), lengths)
+    # An occurrence is a training event of an item that has the value.
+    counts = _count_codes(codes, len(values), train_count[owner])
+    vocabulary, id_of_code = build_vocabulary(counts, values, min_count)
+    width = 1
+    if multi_valued:
+      width = int(lengths.max(initial=1))
+      start = np.cumsum(lengths) - lengths
+      slot = np.arange(len(owner)) - np.repeat(start, lengths)
+      table = np.zeros((len(log.items), width), np.int32)
+      table[owner, slot] = id_of_code[codes]
+      ids[column.name] = table
+    else:
+      ids[column.name] = id_of_code[codes]
+    features.append(
+      Feature(column.name, 'item', vocabulary.num_rows, width, multi_valued)
+    )
+    vocabularies[column.name] = vocabulary
+  return ids, features, vocabularies
+
+
+def _gap_buckets(log: EventLog) -> tuple[np.ndarray, list[str]]:
+  """Days since the user's event before: first, 0, 1, 2-3, 4-7, ... 512+."""
+  days = np.zeros(len(log.user), np.int64)
+  first = np.ones(len(log.user), bool)
+  first[1:] = log.user[1:] != log.user[:-1]
+  days[1:] = np.diff(log.timestamp) // SECONDS_PER_DAY
+  bucket = np.where(days > 0, np.frexp(np.maximum(days, 1))[1] + 1, 1)
+  bucket = np.where(first, 0, np.minimum(bucket, 11))
+  names = ['first event', '0', '1']
+  names += [f'{2**i}-{2 ** (i + 1) - 1}' for i in range(1, 9)] + ['512 or more']
+  return bucket.astype(np.int32), names
+
+
+def _time_codes(log: EventLog, name: str) -> tuple[np.ndarray, list[str]]:
+  """Codes and value names of a context feature that the timestamp gives."""
+  if name == 'gap':
+    return _gap_buckets(log)
+  if name == 'hour':
+    codes = log.timestamp // 3600 % 24
+    return codes.astype(np.int32), [str(hour) for hour in range(24)]
+  if name == 'weekday':
+    # Day 0, 1 January 1970, was a Thursday; Monday is 0.
+    codes = (log.timestamp // SECONDS_PER_DAY + 3) % 7
+    days = ['Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat', 'Sun']
+    return codes.astype(np.int32), days
+  months = log.timestamp.astype('datetime64[s]').astype('datetime64[M]')
+  codes = (months.astype(np.int64) % 12).astype(np.int32)
+  return codes, [str(month) for month in range(1, 13)]
+
+
+def encode_context(
+  log: EventLog,
+  names: tuple[str, ...],
+  train_rows: np.ndarray,
+  min_count: int,
+) -> tuple[
+  dict[str, np.ndarray], list[Feature], dict[str, Vocabulary], list[str]
+]:
+  """The ids of every event's context features.
+
+  Args:
+    log: the events.
+    names: features of the timestamp: hour, weekday, month, gap. The log's own
+      context columns are always taken.
+    train_rows: bool [N], events that belong to the training part.
+    min_count: training events that a value needs.
+
+  Returns:
+    By feature name int32 [N]; the features; their vocabularies; and the names
+    of those left out because they take one value in all of the data.
+  """
+  ids, features, vocabularies, constant = {}, [], {}, []
+  columns = {name: _time_codes(log, name) for name in names}
+  for name, column in log.context.items():
+    columns[name] = (column.codes, column.values.to_list())
+  for name, (codes, values) in columns.items():
+    if len(codes) and codes.min() == codes.max():
+      constant.append(name)
+      continue
+    vocabulary, id_of_code = build_vocabulary(
+      _count_codes(codes[train_rows], len(values)),
+      pl.Series(name, values, pl.String),
+      min_count,
+    )
+    ids[name] = id_of_code[codes]
+    features.append(Feature(name, 'context', vocabulary.num_rows))
+    vocabularies[name] = vocabulary
+  return ids, features, vocabularies, constant
+
+
+def encode_users(
+  log: EventLog, train_rows: np.ndarray, min_count: int
+) -> tuple[np.ndarray, Feature, Vocabulary]:
+  """int32 [U], the id of each user; the feature; its vocabulary."""
+  counts = np.bincount(log.user[train_rows], minlength=len(log.users))
+  vocabulary, id_of_code = build_vocabulary(counts, log.users, min_count)
+  feature = Feature('user', 'user', vocabulary.num_rows)
+  return id_of_code[:-1].copy(), feature, vocabulary

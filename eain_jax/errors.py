@@ -1,0 +1,9 @@
+"""The one exception that a user's mistake raises.
+
+Binaries print its message and exit with 1, without a traceback; every other
+exception is a defect of this library and keeps its traceback.
+"""
+
+
+class InputError(Exception):
+  """Bad input: one sentence that names file, line and value, and what to do."""

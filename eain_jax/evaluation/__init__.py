@@ -1,0 +1,1 @@
+"""What a model is worth: exact metrics on the host."""

@@ -1,0 +1,124 @@
+"""Intervals at 95 %: over seeds for a table, over examples for an AUC."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from eain_jax.evaluation import metrics
+
+_LEVEL = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+  """A measured value with its 95 % interval, mean - ci95 to mean + ci95.
+
+  Attributes:
+    mean: the value.
+    ci95: half the interval's width; nan where it cannot be known.
+    values: what the mean is of, in the order given.
+  """
+
+  mean: float
+  ci95: float
+  values: tuple[float, ...]
+
+
+def _t_probability(angle: float, degrees: int) -> float:
+  """P(|t| <= sqrt(degrees) tan(angle)) for Student's t.
+
+  The finite series of Abramowitz and Stegun, 26.7.3 (odd) and 26.7.4 (even).
+  """
+  sine, cosine = math.sin(angle), math.cos(angle)
+  power = np.arange(2 + degrees % 2, degrees, 2)
+  factors = cosine**2 * (power - 1) / power
+  series = 1.0 + float(np.sum(np.cumprod(factors)))
+  if degrees % 2 == 0:
+    return sine * series
+  tail = sine * cosine * series if degrees > 1 else 0.0
+  return 2 / math.pi * (angle + tail)
+
+
+def t_quantile(degrees: int) -> float:
+  """The t that Student's |t| stays below with probability .95.
+
+  Args:
+    degrees: degrees of freedom, 1 or more.
+
+  Raises:
+    ValueError: degrees below 1.
+  """
+  if degrees < 1:
+    raise ValueError(f'degrees of freedom is {degrees}, not 1 or more')
+  low, high = 0.0, math.pi / 2
+  while low < (middle := (low + high) / 2) < high:
+    if _t_probability(middle, degrees) < _LEVEL:
+      low = middle
+    else:
+      high = middle
+  return math.sqrt(degrees) * math.tan(high)
+
+
+def mean_interval(values: Iterable[float]) -> Interval:
+  """Mean and Student's t interval of one metric over independent seeds.
+
+  ci95 = t(.975, n - 1) * s / sqrt(n), s the sample standard deviation. It is
+  nan with one value, and where a value is not finite, which then shows in the
+  mean too: a seed that failed is never averaged away.
+
+  Raises:
+    ValueError: no values.
+  """
+  values = tuple(float(value) for value in values)
+  if not values:
+    raise ValueError('values is empty: there is nothing to average')
+  if not all(math.isfinite(value) for value in values):
+    return Interval(sum(values) / len(values), math.nan, values)
+  mean = statistics.mean(values)
+  if len(values) == 1:
+    return Interval(mean, math.nan, values)
+  error = statistics.stdev(values) / math.sqrt(len(values))
+  return Interval(mean, t_quantile(len(values) - 1) * error, values)
+
+
+def auc_interval(label_N: npt.ArrayLike, score_N: npt.ArrayLike) -> Interval:
+  """An AUC and its sampling interval after DeLong et al. (Biometrics 1988).
+
+  A positive's placement is the share of negatives below it, a negative's the
+  share of positives above it, ties half; the variance of the AUC is the sum,
+  over the two classes, of the placements' sample variance by the number of
+  placements. It answers how the AUC would vary with other examples, not with
+  other seeds, and takes examples as independent: of several per user or
+  request it is too narrow. At an AUC of 0 or 1 its width is 0.
+
+  Args:
+    label_N: [N] of 0 and 1, any dtype.
+    score_N: [N], any real dtype, compared as float64; may be infinite.
+
+  Returns:
+    mean and the one of values are the AUC; nan with one class. ci95 is nan
+    with fewer than two examples of either class.
+
+  Raises:
+    ValueError: as `metrics.tie_counts`.
+  """
+  value = metrics.auc(label_N, score_N)
+  positives_S, negatives_S = metrics.tie_counts(label_N, score_N)
+  positives, negatives = int(positives_S.sum()), int(negatives_S.sum())
+  if min(positives, negatives) < 2:
+    return Interval(value, math.nan, (value,))
+  below_S = (np.cumsum(negatives_S) - negatives_S / 2) / negatives
+  above_S = 1 - (np.cumsum(positives_S) - positives_S / 2) / positives
+  variance = 0.0
+  for count_S, placement_S, count in (
+    (positives_S, below_S, positives),
+    (negatives_S, above_S, negatives),
+  ):
+    deviation = np.dot(count_S, (placement_S - value) ** 2)
+    variance += float(deviation) / (count - 1) / count
+  half_width = statistics.NormalDist().inv_cdf((1 + _LEVEL) / 2)
+  return Interval(value, half_width * math.sqrt(variance), (value,))

@@ -1,0 +1,178 @@
+"""The multi-layer perceptron, its activations, and dropout.
+
+Dropout draws its mask from (step key, layer, example, unit) by a hash, so an
+example meets the same mask on one device or on eight, at any padding.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+ACTIVATIONS = ('relu', 'dice', 'prelu', 'sigmoid')
+STATISTICS_MOMENTUM = 0.99
+
+
+def _mix(x: jax.Array) -> jax.Array:
+  """The murmur3 finalizer on uint32."""
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
+
+
+def dropout(
+  x_BH: jax.Array, rate: float, key: jax.Array, row_B: jax.Array
+) -> jax.Array:
+  """Zeroes each unit with probability `rate` and scales the others up.
+
+  Args:
+    x_BH: [B, H].
+    rate: probability in [0, 1).
+    key: a PRNG key, of the step and the layer.
+    row_B: int32 [B], each example's place in the global batch.
+
+  Returns:
+    [B, H], with expectation `x_BH`.
+  """
+  if rate == 0.0:
+    return x_BH
+  seed = jax.random.bits(key, (2,), jnp.uint32)
+  row_B1 = _mix(row_B.astype(jnp.uint32) ^ seed[0])[:, None]
+  unit_1H = jnp.arange(x_BH.shape[1], dtype=jnp.uint32)[None, :]
+  bits_BH = _mix(row_B1 + unit_1H * jnp.uint32(0x9E3779B9) + seed[1])
+  kept_BH = bits_BH >= jnp.uint32(rate * 2**32)
+  scale = jnp.asarray(1.0 / (1.0 - rate), x_BH.dtype)
+  return jnp.where(kept_BH, x_BH * scale, jnp.zeros((), x_BH.dtype))
+
+
+class Dice(nn.Module):
+  """Dice (DIN, section 5.3): p x + (1 - p) alpha x, p = sigmoid((x - m) / s).
+
+  m and s are the mean and the standard deviation of the batch's valid rows
+  in training and their moving averages else, so a score never depends on its
+  neighbours.
+
+  Attributes:
+    axis_name: mapped axis over which the statistics are taken.
+    epsilon: added to the variance.
+  """
+
+  axis_name: str | None = None
+  epsilon: float = 1e-8
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, valid: jax.Array, train: bool
+  ) -> jax.Array:
+    """[..., H] from [..., H]; `valid`, bool [...], marks the rows that count."""
+    dim = (x.shape[-1],)
+    alpha_H = self.param('alpha', nn.initializers.zeros, dim)
+    mean = self.variable('stats', 'mean', jnp.zeros, dim)
+    variance = self.variable('stats', 'variance', jnp.ones, dim)
+    value = x.astype(jnp.float32)
+    axes = tuple(range(x.ndim - 1))
+    as_row = lambda z_H: jnp.expand_dims(z_H, axes)
+    if train:
+      weight = valid[..., None].astype(jnp.float32)
+      add = lambda z: (
+        jax.lax.psum(z, self.axis_name) if self.axis_name else z
+      )
+      count = jnp.maximum(add(weight.sum()), 1.0)
+      mean_H = add((value * weight).sum(axes)) / count
+      squared = jnp.square(value - as_row(mean_H))
+      variance_H = add((squared * weight).sum(axes)) / count
+      if not self.is_initializing():
+        keep = STATISTICS_MOMENTUM
+        mean.value = keep * mean.value + (1 - keep) * mean_H
+        variance.value = keep * variance.value + (1 - keep) * variance_H
+    else:
+      mean_H, variance_H = mean.value, variance.value
+    inverse_H = jax.lax.rsqrt(variance_H + self.epsilon)
+    p = jax.nn.sigmoid((value - as_row(mean_H)) * as_row(inverse_H))
+    return (p * value + (1 - p) * as_row(alpha_H) * value).astype(x.dtype)
+
+
+class PReLU(nn.Module):
+  """max(x, 0) + alpha min(x, 0), alpha learned for each unit, from .25."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    alpha_H = self.param(
+      'alpha', nn.initializers.constant(0.25), (x.shape[-1],)
+    ).astype(x.dtype)
+    alpha = jnp.expand_dims(alpha_H, tuple(range(x.ndim - 1)))
+    return jnp.where(x > 0, x, alpha * x)
+
+
+def activate(
+  kind: str,
+  x: jax.Array,
+  valid: jax.Array,
+  train: bool,
+  axis_name: str | None,
+  name: str,
+) -> jax.Array:
+  """One of ACTIVATIONS, called inside a compact module, which then owns it."""
+  if kind == 'relu':
+    return nn.relu(x)
+  if kind == 'sigmoid':
+    return nn.sigmoid(x)
+  if kind == 'prelu':
+    return PReLU(name=name)(x)
+  if kind == 'dice':
+    return Dice(axis_name, name=name)(x, valid, train)
+  raise ValueError(f'activation {kind!r} is not one of {ACTIVATIONS}')
+
+
+class MLP(nn.Module):
+  """Dense layers with activation and dropout, then one logit.
+
+  Attributes:
+    hidden_dims: widths of the hidden layers.
+    activation: one of ACTIVATIONS.
+    dropout_rate: probability that a hidden unit is zeroed in training.
+    compute_dtype: of the matrix products.
+    axis_name: mapped axis over which Dice takes its statistics.
+  """
+
+  hidden_dims: Sequence[int]
+  activation: str = 'relu'
+  dropout_rate: float = 0.0
+  compute_dtype: jax.typing.DTypeLike = jnp.float32
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BH: jax.Array,
+    row_B: jax.Array,
+    valid_B: jax.Array,
+    train: bool = False,
+  ) -> jax.Array:
+    """float32 logits [B] from [B, H].
+
+    Args:
+      x_BH: [B, H].
+      row_B: as in `dropout`.
+      valid_B: bool [B], the examples that Dice's statistics count.
+      train: drop units, and take Dice's statistics from this batch.
+    """
+    for number, dim in enumerate(self.hidden_dims):
+      x_BH = nn.Dense(
+        dim, dtype=self.compute_dtype, name=f'dense_{number}'
+      )(x_BH)
+      x_BH = activate(
+        self.activation,
+        x_BH,
+        valid_B,
+        train,
+        self.axis_name,
+        name=f'activation_{number}',
+      )
+      if train and self.dropout_rate:
+        x_BH = dropout(
+          x_BH, self.dropout_rate, self.make_rng('dropout'), row_B
+        )
+    logit_B1 = nn.Dense(1, dtype=self.compute_dtype, name='logit')(x_BH)
+    return logit_B1[:, 0].astype(jnp.float32)

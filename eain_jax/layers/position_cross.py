@@ -1,0 +1,92 @@
+"""PAIM: position encoding and high-order crosses, equations (7) to (12).
+
+  p_t[i] = sin(t / 10000^(2i/C)), i even; cos(t / 10000^(2i/C)), i odd   (8, 9)
+  f^(l) = phi(W^(l) (f^(l-1) outer f^(l-1)))                              (10)
+  h_interaction = f^(L)                                                   (11)
+  h_final = h_interaction concatenated with p_t                           (12)
+
+The exponent is read as printed: i is the dimension index itself, 0 to C - 1,
+not the index of a sine and cosine pair as in the Transformer.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def sinusoidal_encoding(position_B: jax.Array, dim: int) -> jax.Array:
+  """Equations (8) and (9): float32 [B, C] of positions t [B], C = `dim`."""
+  i_C = jnp.arange(dim)
+  # In float32 the exponent is applied as exp(-log), which stays in range.
+  frequency_C = jnp.exp(-jnp.log(10_000.0) * (2.0 * i_C / dim))
+  angle_BC = position_B.astype(jnp.float32)[:, None] * frequency_C[None, :]
+  even_1C = (i_C % 2 == 0)[None, :]
+  return jnp.where(even_1C, jnp.sin(angle_BC), jnp.cos(angle_BC))
+
+
+def outer_cross(f_BG: jax.Array, kernel_HGG: jax.Array) -> jax.Array:
+  """The linear part of (10), W (f outer f), as a bilinear form: [B, H].
+
+  out_h = sum_jk W_hjk f_j f_k, computed as f^T (W_h f): one matrix product
+  and one contraction, without the outer product [B, G, G].
+  """
+  half_BHG = jnp.einsum('hjk,bk->bhj', kernel_HGG, f_BG)
+  return jnp.einsum('bhj,bj->bh', half_BHG, f_BG)
+
+
+class PositionAwareInteraction(nn.Module):
+  """Equations (7) to (12).
+
+  Attributes:
+    num_layers: L.
+    interaction_dim: width of f^(0), to which the input is projected first, and
+      of every f^(l); 0: f^(0) is the input itself, as printed.
+    position: sinusoidal, learned, or none.
+    position_dim: C of (8-9), the width of p_t.
+    max_position: last learned position; later ones share it.
+    use_norm: layer norm after each phi: products of products grow or vanish.
+    compute_dtype: of the matrix products.
+  """
+
+  num_layers: int = 2
+  interaction_dim: int = 0
+  position: str = 'sinusoidal'
+  position_dim: int = 16
+  max_position: int = 512
+  use_norm: bool = False
+  compute_dtype: jax.typing.DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, input_BG: jax.Array, position_B: jax.Array) -> jax.Array:
+    """h_final, [B, H + C], from h_u [B, G] and positions t, int32 [B]."""
+    f_BG = input_BG
+    if self.interaction_dim:
+      f_BG = nn.Dense(
+        self.interaction_dim, dtype=self.compute_dtype, name='projection'
+      )(f_BG)
+    for layer in range(self.num_layers):
+      width = f_BG.shape[-1]
+      kernel_HGG = self.param(
+        f'kernel_{layer}',
+        nn.initializers.variance_scaling(
+          1.0, 'fan_in', 'normal', in_axis=(1, 2), out_axis=0
+        ),
+        (width, width, width),
+      )
+      f_BG = nn.relu(outer_cross(f_BG, kernel_HGG.astype(self.compute_dtype)))
+      if self.use_norm:
+        f_BG = nn.LayerNorm(dtype=self.compute_dtype, name=f'norm_{layer}')(
+          f_BG
+        )
+    if self.position == 'none':
+      return f_BG
+    if self.position == 'sinusoidal':
+      p_BC = sinusoidal_encoding(position_B, self.position_dim)
+    else:
+      table_VC = self.param(
+        'position',
+        nn.initializers.normal(0.05),
+        (self.max_position + 1, self.position_dim),
+      )
+      p_BC = table_VC[jnp.minimum(position_B, self.max_position)]
+    return jnp.concatenate([f_BG, p_BC.astype(f_BG.dtype)], axis=-1)

@@ -1,0 +1,73 @@
+"""What the models see of a batch: examples, fields, first-order weights."""
+
+import jax
+import jax.numpy as jnp
+
+from eain_jax.layers.attention import mean_history
+from eain_jax.layers.embedding import EmbeddedBatch
+
+
+def per_example(x_RX: jax.Array, num_candidates: int) -> jax.Array:
+  """[B, ...] from [R, ...]: each request's row once a candidate."""
+  return jnp.repeat(x_RX, num_candidates, axis=0)
+
+
+def example_rows(inputs: EmbeddedBatch) -> jax.Array:
+  """int32 [B]: each example's place in the global batch."""
+  num_candidates = inputs.shape_RC[1]
+  row_RC = inputs.row_R[:, None] * num_candidates + jnp.arange(num_candidates)
+  return row_RC.reshape(-1)
+
+
+def flat_history(inputs: EmbeddedBatch, dim: int) -> jax.Array:
+  """[N, E]: the first `dim` columns of each event's features, concatenated."""
+  history_NAD = inputs.history_NAW[..., :dim]
+  return history_NAD.reshape(len(history_NAD), -1)
+
+
+def flat_target(inputs: EmbeddedBatch, dim: int) -> jax.Array:
+  """[R, C, E]: as `flat_history`, of the candidates."""
+  target_RCAD = inputs.target_RCAW[..., :dim]
+  return target_RCAD.reshape(*inputs.shape_RC, -1)
+
+
+def pooled_history(inputs: EmbeddedBatch, dim: int) -> jax.Array:
+  """[R, E]: the mean of each history."""
+  return mean_history(
+    flat_history(inputs, dim), inputs.segment_N, inputs.shape_RC[0]
+  )
+
+
+def make_fields(
+  inputs: EmbeddedBatch, h_u_BE: jax.Array, dim: int, use_user: bool
+) -> jax.Array:
+  """[B, F, D]: user, target features, parts of h_u, context features."""
+  num_requests, num_candidates = inputs.shape_RC
+  batch = num_requests * num_candidates
+  target_BAD = inputs.target_RCAW[..., :dim].reshape(batch, -1, dim)
+  fields = [
+    target_BAD,
+    h_u_BE.reshape(batch, -1, dim),
+    per_example(inputs.context_RKW[..., :dim], num_candidates),
+  ]
+  if use_user:
+    user_R1D = inputs.user_RW[:, None, :dim]
+    fields.insert(0, per_example(user_R1D, num_candidates))
+  return jnp.concatenate(fields, axis=1)
+
+
+def first_order(
+  inputs: EmbeddedBatch, column: int, use_user: bool
+) -> jax.Array:
+  """float32 [R, C]: the sum of one weight a feature value, found in `column`.
+
+  The history counts as the mean of its events' weights.
+  """
+  weight = lambda x: x[..., column].astype(jnp.float32)
+  pooled_RA = mean_history(
+    weight(inputs.history_NAW), inputs.segment_N, inputs.shape_RC[0]
+  )
+  request_R = pooled_RA.sum(-1) + weight(inputs.context_RKW).sum(-1)
+  if use_user:
+    request_R += weight(inputs.user_RW)
+  return weight(inputs.target_RCAW).sum(-1) + request_R[:, None]

@@ -1,0 +1,1 @@
+"""One step, one loop, and what keeps them: pure functions over a state."""

@@ -1,0 +1,402 @@
+"""The loop: evaluate, save, next batch, step, log; do not change the order.
+
+The state at the top of the loop is the state before batch `step`. What the
+loop itself remembers (best so far, counters) is saved with the state, and the
+log is cut back to the restored step, so a run that is started again goes on as
+if it had never stopped.
+"""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import eain_jax
+from eain_jax.config import ModelConfig, TrainConfig
+from eain_jax.data.batches import (
+  make_eval_stream,
+  make_train_stream,
+  prefetch,
+)
+from eain_jax.data.dataset import Dataset
+from eain_jax.errors import InputError
+from eain_jax.evaluation import evaluator
+from eain_jax.models import make_model
+from eain_jax.training import parallel
+from eain_jax.training.checkpoint import Checkpoints
+from eain_jax.training.optimizer import (
+  get_plateau_factor,
+  make_optimizer,
+  set_plateau_factor,
+)
+from eain_jax.training.state import TrainState, init_state, num_parameters
+from eain_jax.training.step import make_score_step, make_train_step
+
+EVAL_BATCH_SIZE = 16_384
+CONFIG_FILE, METRICS_FILE, RESULT_FILE = (
+  'config.json',
+  'metrics.jsonl',
+  'result.json',
+)
+Report = Callable[[Mapping[str, Any]], None]
+
+
+@dataclasses.dataclass
+class Record:
+  """What the loop remembers beside the state.
+
+  Attributes:
+    best_gauc: of all evaluations so far.
+    best_step: its step.
+    stale: evaluations since the best.
+    stale_rate: evaluations since the best, or since the learning rate fell.
+    plateau_factor: on the learning rate.
+    evaluated_step: the last step that was evaluated.
+    seconds: training time so far, without evaluations.
+  """
+
+  best_gauc: float = -math.inf
+  best_step: int = -1
+  stale: int = 0
+  stale_rate: int = 0
+  plateau_factor: float = 1.0
+  evaluated_step: int = 0
+  seconds: float = 0.0
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+  """Writes beside and renames, so that a reader sees all or nothing."""
+  beside = path.with_name(f'.{path.name}.unfinished')
+  beside.write_text(json.dumps(values, indent=2) + '\n')
+  beside.replace(path)
+
+
+def run_config(
+  dataset: Dataset,
+  model_name: str,
+  model_config: ModelConfig,
+  config: TrainConfig,
+) -> dict[str, Any]:
+  """What identifies a run; written as `config.json`."""
+  return {
+    'version': eain_jax.__version__,
+    'dataset': {
+      'path': str(dataset.path.resolve()),
+      'fingerprint': dataset.fingerprint,
+    },
+    'model': model_name,
+    'model_config': model_config.to_dict(),
+    'train_config': config.to_dict(),
+  }
+
+
+def _check_same_run(path: Path, expected: Mapping[str, Any]) -> None:
+  """Raises InputError where `path` belongs to a run with other settings."""
+  found = json.loads(path.read_text())
+  flat = lambda tree: {
+    f'{group}.{name}' if isinstance(values, dict) else group: value
+    for group, values in tree.items()
+    for name, value in (
+      values.items() if isinstance(values, dict) else [('', values)]
+    )
+  }
+  # The folder of the dataset may move; its fingerprint may not change.
+  old, new = flat(found), flat(expected)
+  for name in sorted((old.keys() | new.keys()) - {'dataset.path'}):
+    if old.get(name) != new.get(name):
+      raise InputError(
+        f'{path.parent} holds a run with {name}={old.get(name)!r}, this one '
+        f'has {new.get(name)!r}: name another --work_dir, or the same settings'
+      )
+
+
+def _cut_log(path: Path, step: int) -> None:
+  """Keeps the records up to a step: what comes later will come again."""
+  if path.is_file():
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = [r for r in records if r['step'] <= step]
+    path.write_text(''.join(json.dumps(r) + '\n' for r in kept))
+
+
+class _Log:
+  """Appends records to `metrics.jsonl`, and to a report of the caller's."""
+
+  def __init__(self, path: Path | None, report: Report | None):
+    self._file = path.open('a') if path else None
+    self._report = report
+    self.records: list[dict[str, Any]] = []
+
+  def __call__(self, **record: Any) -> None:
+    self.records.append(record)
+    if self._file:
+      self._file.write(json.dumps(record) + '\n')
+      self._file.flush()
+    if self._report:
+      self._report(record)
+
+  def close(self) -> None:
+    if self._file:
+      self._file.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+  """What a run came to.
+
+  Attributes:
+    result: the content of `result.json`.
+    params: of the best evaluation.
+    stats: of the best evaluation.
+    records: the content of `metrics.jsonl` that this call added.
+  """
+
+  result: dict[str, Any]
+  params: Any
+  stats: Any
+  records: list[dict[str, Any]]
+
+
+def _single_device(tree):
+  """The tree on the first device: a view where all devices hold the same."""
+  return jax.tree.map(lambda x: x.addressable_data(0), tree)
+
+
+def fit(
+  dataset: Dataset,
+  model_name: str,
+  model_config: ModelConfig,
+  config: TrainConfig,
+  work_dir: Path | None = None,
+  report: Report | None = None,
+) -> FitResult:
+  """Trains a model to its best validation GAUC and evaluates that on test.
+
+  Args:
+    dataset: an open dataset.
+    model_name: of `models.MODELS`.
+    model_config: its settings.
+    config: how to train.
+    work_dir: keeps config, metrics, checkpoints and result; a run that was
+      interrupted there goes on. None: nothing is kept.
+    report: is called with every record of the log.
+
+  Raises:
+    InputError: the folder holds another run; the batch does not suit the
+      devices; the loss is not finite.
+  """
+  model = make_model(
+    model_name, model_config, parallel.axis_name(config.parallelism)
+  )
+  try:
+    stream = make_train_stream(
+      dataset,
+      config.batch_size,
+      config.seed,
+      parallel.num_shards(config.parallelism),
+    )
+  except ValueError as error:
+    raise InputError(str(error)) from error
+  features = dataset.features
+  num_steps = stream.steps_per_epoch * config.epochs
+  optimizer = make_optimizer(config, num_steps)
+  train_step = parallel.compile_train_step(
+    make_train_step(model, features, optimizer, config), config.parallelism
+  )
+  score_step = jax.jit(make_score_step(model, features))
+  first_batch = parallel.shard_of(stream.batch(0), config.parallelism)
+  state = init_state(model, features, optimizer, first_batch, config.seed)
+  settings = run_config(dataset, model_name, model_config, config)
+  valid = make_eval_stream(
+    dataset, 'valid', EVAL_BATCH_SIZE, config.valid_negatives
+  )
+  record, checkpoints, log_path = Record(), None, None
+  if work_dir:
+    work_dir.mkdir(parents=True, exist_ok=True)
+    if (work_dir / CONFIG_FILE).is_file():
+      _check_same_run(work_dir / CONFIG_FILE, settings)
+    elif any(work_dir.iterdir()):
+      raise InputError(
+        f'--work_dir={work_dir} holds something that is not a run: name '
+        'another folder'
+      )
+    write_json(work_dir / CONFIG_FILE, settings)
+    checkpoints = Checkpoints(work_dir)
+    log_path = work_dir / METRICS_FILE
+    if checkpoints.latest_step is not None:
+      state, saved = checkpoints.restore_latest(state)
+      record = Record(**saved)
+    _cut_log(log_path, int(state.step))
+  log = _Log(log_path, report)
+  best = (state.params, state.stats)
+  if checkpoints and record.best_step >= 0:
+    best = checkpoints.restore_best(state.params, state.stats)
+  try:
+    state, best = _train(
+      state,
+      best,
+      record,
+      dataset,
+      config,
+      stream,
+      valid,
+      num_steps,
+      train_step,
+      score_step,
+      checkpoints,
+      log,
+    )
+    if checkpoints:
+      checkpoints.__exit__()
+  finally:
+    log.close()
+  result = {
+    'model': model_name,
+    'version': eain_jax.__version__,
+    'dataset': dataset.fingerprint,
+    'seed': config.seed,
+    'parameters': num_parameters(state.params),
+    'best_step': record.best_step,
+    'best_epoch': record.best_step / stream.steps_per_epoch,
+    'steps': int(state.step),
+  }
+  for name in ('valid', 'test'):
+    result[name] = evaluate(dataset, name, score_step, *best)
+  examples = int(state.step) * stream.num_requests * stream.num_candidates
+  result['seconds'] = record.seconds
+  result['examples_per_second'] = examples / max(record.seconds, 1e-9)
+  if work_dir:
+    write_json(work_dir / RESULT_FILE, result)
+  return FitResult(result, *best, log.records)
+
+
+def evaluate(
+  dataset: Dataset, part_name: str, score_step, params, stats
+) -> dict[str, Any]:
+  """All metrics of a part, over all of its candidates."""
+  scored = evaluator.score_part(
+    lambda batch: score_step(params, stats, batch),
+    make_eval_stream(dataset, part_name, EVAL_BATCH_SIZE),
+  )
+  return evaluator.evaluate_scores(dataset, scored)
+
+
+def _train(
+  state: TrainState,
+  best,
+  record: Record,
+  dataset: Dataset,
+  config: TrainConfig,
+  stream,
+  valid,
+  num_steps: int,
+  train_step,
+  score_step,
+  checkpoints: Checkpoints | None,
+  log: _Log,
+):
+  """Runs to the last step, or until early stopping; the state and the best."""
+  step, per_epoch = int(state.step), stream.steps_per_epoch
+  batches = prefetch(stream.batch, step, num_steps)
+  pending: dict[str, Any] | None = None
+  clock = time.perf_counter()
+  while True:
+    at_boundary = step > 0 and step % per_epoch == 0
+    if at_boundary and record.evaluated_step != step:
+      jax.block_until_ready(state)
+      record.seconds += time.perf_counter() - clock
+      best, state = _evaluate_boundary(
+        state, best, record, dataset, config, valid, score_step, checkpoints,
+        log, step / per_epoch,
+      )
+      clock = time.perf_counter()
+    stop = step >= num_steps or record.stale >= config.early_stopping
+    due = at_boundary or step % config.save_every == 0
+    if checkpoints and step > 0 and (due or stop):
+      now = time.perf_counter()
+      record.seconds, clock = record.seconds + now - clock, now
+      checkpoints.save_latest(
+        state.replace(**_state_views(state)), dataclasses.asdict(record)
+      )
+    if stop:
+      batches.close()
+      return state, best
+    state, metrics = train_step(state, next(batches))
+    step += 1
+    if step % config.log_every == 0:
+      # The record of the step before is read while this one runs.
+      if pending:
+        _log_training(log, pending)
+      pending = {'step': step, 'epoch': step / per_epoch, **metrics}
+    if pending and (step % per_epoch == 0):
+      _log_training(log, pending)
+      pending = None
+
+
+def _state_views(state: TrainState) -> dict[str, Any]:
+  """The state's fields on one device, ready to be saved."""
+  return {
+    field.name: _single_device(getattr(state, field.name))
+    for field in dataclasses.fields(state)
+  }
+
+
+def _log_training(log: _Log, pending: Mapping[str, Any]) -> None:
+  values = {name: float(value) for name, value in pending.items()}
+  values['step'] = int(pending['step'])
+  if not math.isfinite(values['total_loss']):
+    raise InputError(
+      f'the loss is {values["total_loss"]} at step {values["step"]}: lower '
+      '--learning_rate, or raise --clip_norm or the regularization'
+    )
+  log(kind='train', **values)
+
+
+def _evaluate_boundary(
+  state, best, record, dataset, config, valid, score_step, checkpoints, log,
+  epoch,
+):
+  """Evaluates on validation; keeps the best; lets the learning rate fall."""
+  params, stats = _single_device((state.params, state.stats))
+  scored = evaluator.score_part(
+    lambda batch: score_step(params, stats, batch), valid
+  )
+  values = evaluator.evaluate_scores(dataset, scored)
+  step = int(state.step)
+  record.evaluated_step = step
+  # Without one user of both classes there is no GAUC to select on.
+  gauc = values['gauc'] if math.isfinite(values['gauc']) else values['auc']
+  if gauc > record.best_gauc:
+    record.best_gauc, record.best_step = gauc, step
+    record.stale = record.stale_rate = 0
+    # Copies: the step reuses the buffers of the state that it is given.
+    best = jax.tree.map(lambda x: x.copy(), (params, stats))
+    if checkpoints:
+      checkpoints.save_best(step, *best)
+  else:
+    record.stale += 1
+    record.stale_rate += 1
+    if record.stale_rate >= config.plateau_patience:
+      record.plateau_factor *= config.plateau_factor
+      record.stale_rate = 0
+      like = get_plateau_factor(state.opt_state)
+      factor = np.asarray(record.plateau_factor, like.dtype)
+      state = state.replace(
+        opt_state=set_plateau_factor(
+          state.opt_state, jax.device_put(factor, like.sharding)
+        )
+      )
+  log(
+    kind='valid',
+    step=step,
+    epoch=epoch,
+    learning_rate_factor=record.plateau_factor,
+    seconds=record.seconds,
+    **values,
+  )
+  return best, state

@@ -1,0 +1,43 @@
+"""The loss, equations (13) and (14): BCE from logits plus lambda ||Theta||^2."""
+
+import jax
+import jax.numpy as jnp
+
+
+def binary_cross_entropy(logit: jax.Array, label: jax.Array) -> jax.Array:
+  """Equation (13) for each example, from logits: finite for any logit.
+
+  -y log s(x) - (1 - y) log(1 - s(x)) = max(x, 0) - x y + log(1 + e^-|x|).
+
+  Args:
+    logit: float32, any shape.
+    label: 0 or 1, the same shape.
+
+  Returns:
+    float32, the same shape.
+  """
+  return (
+    jnp.maximum(logit, 0) - logit * label + jnp.log1p(jnp.exp(-jnp.abs(logit)))
+  )
+
+
+def squared_norm(params) -> jax.Array:
+  """||Theta||^2: the sum of squares of all leaves, float32."""
+  leaves = jax.tree.leaves(params)
+  return sum((jnp.vdot(leaf, leaf) for leaf in leaves), jnp.zeros(()))
+
+
+def penalty(params, l2: float, table_l2: float) -> jax.Array:
+  """The second term of (14), over whole tables and all other parameters.
+
+  Args:
+    params: {'tables': ..., 'net': ...}.
+    l2: lambda of (14), on every parameter.
+    table_l2: a further lambda on the tables alone.
+  """
+  total = jnp.zeros(())
+  if l2:
+    total += l2 * squared_norm(params)
+  if table_l2:
+    total += table_l2 * squared_norm(params['tables'])
+  return total

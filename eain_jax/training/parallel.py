@@ -1,0 +1,44 @@
+"""Where a step runs: the one place that compiles it and knows of devices."""
+
+from collections.abc import Mapping
+
+import jax
+
+from eain_jax.training.step import StepFn
+
+AXIS = 'data'
+
+
+def num_shards(parallelism: str) -> int:
+  """Shards that a batch is cut into: one a device that takes part."""
+  return jax.local_device_count() if parallelism == 'pmap' else 1
+
+
+def axis_name(parallelism: str) -> str | None:
+  """The mapped axis that a model takes its statistics over."""
+  return AXIS if parallelism == 'pmap' else None
+
+
+def compile_train_step(step: StepFn, parallelism: str) -> StepFn:
+  """The step, compiled: `jit` on one device, `pmap` over all local ones.
+
+  Under pmap the state goes in and comes out without a device axis: it is the
+  same on all devices, because gradients are averaged over 'data'. The state
+  is donated: its buffers are reused for the new one.
+  """
+  if parallelism == 'none':
+    return jax.jit(step, donate_argnums=0)
+  return jax.pmap(
+    step,
+    axis_name=AXIS,
+    in_axes=(None, 0),
+    out_axes=(None, None),
+    donate_argnums=0,
+  )
+
+
+def shard_of(batch: Mapping, parallelism: str) -> Mapping:
+  """The first shard of a global batch, for its shapes."""
+  if parallelism == 'none':
+    return batch
+  return jax.tree.map(lambda x: x[0], batch)

@@ -1,0 +1,82 @@
+"""A finished or unfinished run, opened for use."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from eain_jax.config import MODEL_CONFIGS, TrainConfig
+from eain_jax.data.batches import make_eval_stream
+from eain_jax.data.dataset import Dataset, open_dataset
+from eain_jax.errors import InputError
+from eain_jax.models import Model, make_model
+from eain_jax.training.checkpoint import Checkpoints
+from eain_jax.training.loop import CONFIG_FILE, EVAL_BATCH_SIZE
+from eain_jax.training.optimizer import make_optimizer
+from eain_jax.training.state import init_state
+from eain_jax.training.step import make_score_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A trained model with the dataset that gives its inputs.
+
+  Attributes:
+    settings: the content of `config.json`.
+    dataset: the dataset that it was trained on, or another of one schema.
+    model: the network and its table width.
+    params: of the best evaluation.
+    stats: of the best evaluation.
+  """
+
+  settings: dict[str, Any]
+  dataset: Dataset
+  model: Model
+  params: Any
+  stats: Any
+
+  def score_step(self):
+    """The compiled `score_step(params, stats, batch)`."""
+    return jax.jit(make_score_step(self.model, self.dataset.features))
+
+
+def open_run(work_dir: str | Path, dataset_dir: str | Path | None = None) -> Run:
+  """Opens a run at its best checkpoint.
+
+  Args:
+    work_dir: the folder that `train` wrote.
+    dataset_dir: the dataset, where it is not at the path of its training.
+
+  Raises:
+    InputError: there is no run, it has no evaluated checkpoint, or the dataset
+      is another one than it was trained on.
+  """
+  work_dir = Path(work_dir)
+  file = work_dir / CONFIG_FILE
+  if not file.is_file():
+    raise InputError(f'{work_dir} is not a run: it holds no {CONFIG_FILE}')
+  try:
+    settings = json.loads(file.read_text())
+    name, trained_on = settings['model'], settings['dataset']
+    model_config = MODEL_CONFIGS[name].from_dict(settings['model_config'])
+    config = TrainConfig.from_dict(settings['train_config'])
+  except (ValueError, KeyError, TypeError) as error:
+    raise InputError(f'{file} is damaged: train the model again') from error
+  dataset = open_dataset(dataset_dir or trained_on['path'])
+  if dataset.fingerprint != trained_on['fingerprint']:
+    raise InputError(
+      f'{work_dir} was trained on another dataset than {dataset.path}: name '
+      'its own with --dataset_dir, ids mean something else elsewhere'
+    )
+  model = make_model(name, model_config)
+  batch = make_eval_stream(dataset, 'valid', EVAL_BATCH_SIZE, 1).batch(0)
+  shapes = jax.eval_shape(
+    lambda: init_state(
+      model, dataset.features, make_optimizer(config, 1), batch, config.seed
+    )
+  )
+  with Checkpoints(work_dir) as checkpoints:
+    params, stats = checkpoints.restore_best(shapes.params, shapes.stats)
+  return Run(settings, dataset, model, params, stats)

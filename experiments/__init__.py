@@ -1,0 +1,1 @@
+"""absl binaries: flags to a config to one call."""

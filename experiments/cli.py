@@ -1,0 +1,171 @@
+"""Flags from config dataclasses, and how every binary ends.
+
+Exit codes: 0 success; 1 bad input, with one sentence; 2 bad flags.
+"""
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from absl import app, flags
+
+from eain_jax.config import MODEL_CONFIGS, ModelConfig, Settings
+from eain_jax.errors import InputError
+
+FLAGS = flags.FLAGS
+
+
+class FlagError(Exception):
+  """A flag that this command does not take."""
+
+
+def _define(name: str, kind: Any, default: Any, field, help_text: str) -> None:
+  """One absl flag for a field of a config."""
+  choices = field.metadata['choices']
+  low, high = field.metadata['at_least'], field.metadata['at_most']
+  if kind is bool:
+    flags.DEFINE_bool(name, default, help_text)
+  elif kind is int:
+    flags.DEFINE_integer(name, default, help_text, low, high)
+  elif kind is float:
+    flags.DEFINE_float(name, default, help_text, low, high)
+  elif kind is str and choices:
+    flags.DEFINE_enum(name, default, choices, help_text)
+  elif kind is str:
+    flags.DEFINE_string(name, default, help_text)
+  else:
+    text = None if default is None else [str(value) for value in default]
+    flags.DEFINE_list(name, text, help_text)
+
+
+def _fields(config: type[Settings]):
+  """(field, its type) of a config dataclass."""
+  hints = typing.get_type_hints(config)
+  for field in dataclasses.fields(typing.cast(Any, config)):
+    yield field, hints[field.name]
+
+
+def _convert(name: str, kind: Any, value: Any) -> Any:
+  """A flag's value as its field's type; absl leaves list entries as text."""
+  if typing.get_origin(kind) is not tuple:
+    return value
+  entry = typing.get_args(kind)[0]
+  try:
+    return tuple(entry(text) for text in value)
+  except ValueError as error:
+    raise FlagError(
+      f'--{name}={",".join(value)} must list values of type {entry.__name__}'
+    ) from error
+
+
+def define_config(config: type[Settings], *, skip: Iterable[str] = ()) -> None:
+  """Defines a flag for every field of a config."""
+  for field, kind in _fields(config):
+    if field.name not in skip:
+      help_text = field.metadata['help']
+      _define(field.name, kind, field.default, field, help_text)
+
+
+def config_from_flags(config: type[Settings], **given: Any) -> Any:
+  """The config that the flags describe; `given` overrides."""
+  values = {
+    field.name: _convert(field.name, kind, FLAGS[field.name].value)
+    for field, kind in _fields(config)
+    if field.name not in given
+  }
+  return config(**values, **given)
+
+
+def define_models() -> None:
+  """Defines a flag for every setting of any model, unset by default."""
+  owners: dict[str, list[str]] = {}
+  fields = {}
+  for model, config in MODEL_CONFIGS.items():
+    for field, kind in _fields(config):
+      owners.setdefault(field.name, []).append(model)
+      fields.setdefault(field.name, (field, kind))
+  for name, (field, kind) in fields.items():
+    models = owners[name]
+    defaults = {
+      model: MODEL_CONFIGS[model].__dataclass_fields__[name].default
+      for model in models
+    }
+    if len({repr(default) for default in defaults.values()}) == 1:
+      default_text = str(field.default)
+    else:
+      default_text = str(defaults)
+    used_by = 'all' if len(models) == len(MODEL_CONFIGS) else ', '.join(models)
+    help_text = (
+      f'{field.metadata["help"]} Models: {used_by}. Default: {default_text}.'
+    )
+    _define(name, kind, None, field, help_text)
+
+
+def model_config_from_flags(
+  model: str, *, ignore_unused: bool = False
+) -> ModelConfig:
+  """The settings of one model from the flags that are set.
+
+  Raises:
+    FlagError: a flag is set that the model does not have (unless
+      `ignore_unused`, where several models share the flags).
+  """
+  if model not in MODEL_CONFIGS:
+    raise FlagError(f'--model={model} is unknown: {", ".join(MODEL_CONFIGS)}')
+  config, values = MODEL_CONFIGS[model], {}
+  own = {field.name: kind for field, kind in _fields(config)}
+  every = {f.name for c in MODEL_CONFIGS.values() for f, _ in _fields(c)}
+  for name in sorted(every):
+    value = FLAGS[name].value
+    if value is None:
+      continue
+    if name in own:
+      values[name] = _convert(name, own[name], value)
+    elif not ignore_unused:
+      raise FlagError(f'--{name} is not a setting of --model={model}')
+  return config(**values)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  """absl's parser, with exit code 2 for what it refuses."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except SystemExit as error:
+    # absl exits with 1 on a bad flag, and on --help, which is none.
+    asked = {'--help', '-help', '--helpfull', '-helpfull', '--helpshort'}
+    is_help = bool(asked & set(argv)) and error.code == 1
+    raise SystemExit(0 if is_help else 2) from error
+
+
+def run(main: Callable[[], None]) -> None:
+  """Runs a binary: parses flags, calls `main`, turns errors to exit codes."""
+
+  def wrapped(argv: list[str]) -> None:
+    name = argv[0].rsplit('/', 1)[-1].removesuffix('.py')
+    try:
+      if len(argv) > 1:
+        raise FlagError(f'{argv[1]!r} is not a flag: write --name=value')
+      main()
+    except FlagError as error:
+      print(f'{name}: {error}', file=sys.stderr)
+      sys.exit(2)
+    except InputError as error:
+      print(f'{name}: {error}', file=sys.stderr)
+      sys.exit(1)
+
+  app.run(wrapped, flags_parser=_parse_flags)
+
+
+def require(names: Iterable[str]) -> None:
+  """Marks flags that must be given."""
+  flags.mark_flags_as_required(list(names))
+
+
+def describe(values: Mapping[str, Any]) -> str:
+  """A line of name value pairs, numbers with thousands separators."""
+  return ', '.join(
+    f'{name} {value:,}' if isinstance(value, int) else f'{name} {value}'
+    for name, value in values.items()
+  )

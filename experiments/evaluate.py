@@ -1,0 +1,40 @@
+"""Evaluates a run's best checkpoint on a part of its dataset.
+
+  python -m experiments.evaluate --work_dir=W [--split=test]
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from eain_jax.data.examples import PARTS
+from eain_jax.evaluation.evaluator import ceiling
+from eain_jax.reporting.console import metrics_on_console
+from eain_jax.training.loop import evaluate, write_json
+from eain_jax.training.restore import open_run
+from experiments import cli
+
+WORK_DIR = flags.DEFINE_string('work_dir', None, 'A run that train wrote.')
+DATASET_DIR = flags.DEFINE_string(
+  'dataset_dir', None, 'Its dataset, where that has moved.'
+)
+SPLIT = flags.DEFINE_enum('split', 'test', PARTS, 'The part to evaluate on.')
+
+
+def main() -> None:
+  run = open_run(WORK_DIR.value, DATASET_DIR.value)
+  values = evaluate(
+    run.dataset, SPLIT.value, run.score_step(), run.params, run.stats
+  )
+  values['ceiling'] = ceiling(run.dataset, SPLIT.value)
+  metrics_on_console(values)
+  print(json.dumps(values))
+  file = Path(WORK_DIR.value) / f'evaluation_{SPLIT.value}.json'
+  write_json(file, {'model': run.settings['model'], SPLIT.value: values})
+  print(f'evaluation: {file}')
+
+
+if __name__ == '__main__':
+  cli.require(['work_dir'])
+  cli.run(main)

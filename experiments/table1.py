@@ -1,0 +1,139 @@
+"""The paper's Table 1, measured: LR, MF, DNN, DIN, DeepFM, EAIN.
+
+  python -m experiments.table1 --output_dir=OUT [--dataset_dir=DS] [--seeds=N]
+
+Without --dataset_dir it makes the synthetic world, whose best possible AUC is
+known. A run that was interrupted goes on when it is started again.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from eain_jax.config import MODEL_CONFIGS, PrepareConfig, TrainConfig
+from eain_jax.data.dataset import Dataset, open_dataset, refuse_existing
+from eain_jax.data.prepare import prepare
+from eain_jax.errors import InputError
+from eain_jax.evaluation.evaluator import ceiling
+from eain_jax.reporting.console import (
+  TrainingDisplay,
+  console,
+  table1_on_console,
+)
+from eain_jax.reporting.page import render_page, write_text
+from eain_jax.reporting.plots import plot_training_curves
+from eain_jax.reporting.table1 import Run, build_table1, render_markdown
+from eain_jax.training import loop
+from experiments import cli
+
+OUTPUT_DIR = flags.DEFINE_string(
+  'output_dir', None, 'Folder of the report and its runs.'
+)
+DATASET_DIR = flags.DEFINE_string(
+  'dataset_dir', None, 'A prepared dataset; unset: the synthetic world.'
+)
+MODELS = flags.DEFINE_list('models', list(MODEL_CONFIGS), 'Rows of the table.')
+SEEDS = flags.DEFINE_integer(
+  'seeds', 1, 'Runs a model, from seeds 0, 1, ...; two or more give intervals.',
+  lower_bound=1,
+)
+NUM_EVENTS = flags.DEFINE_integer(
+  'num_events', 60_000, 'Size of the synthetic world.', lower_bound=1_000
+)
+cli.define_models()
+cli.define_config(TrainConfig)
+
+PLAN_FILE, DATASET_FOLDER, RUNS_FOLDER = 'plan.json', 'dataset', 'runs'
+FIGURE = 'training_curves.png'
+
+
+def plan_from_flags() -> dict:
+  """Everything that decides the table; a run resumes only the same plan."""
+  models = tuple(MODELS.value)
+  repeated = len(set(models)) != len(models)
+  if not models or repeated:
+    raise cli.FlagError(f'--models={",".join(models)} must name models, once each')
+  configs = {
+    model: cli.model_config_from_flags(model, ignore_unused=True).to_dict()
+    for model in models
+  }
+  return {
+    'dataset_dir': DATASET_DIR.value,
+    'num_events': None if DATASET_DIR.value else NUM_EVENTS.value,
+    'seeds': SEEDS.value,
+    'models': configs,
+    'train_config': cli.config_from_flags(TrainConfig).to_dict(),
+  }
+
+
+def open_or_make_dataset(output_dir: Path) -> Dataset:
+  """The dataset of the flag, or the synthetic world in the output folder."""
+  if DATASET_DIR.value:
+    return open_dataset(DATASET_DIR.value)
+  folder = output_dir / DATASET_FOLDER
+  if not folder.is_dir():
+    config = PrepareConfig(synthetic=True, num_events=NUM_EVENTS.value)
+    prepare(config, folder)
+  return open_dataset(folder)
+
+
+def train_or_read(dataset: Dataset, model: str, seed: int, folder: Path) -> Run:
+  """The run of one model and seed; a finished one is read, not repeated."""
+  model_config = cli.model_config_from_flags(model, ignore_unused=True)
+  config = cli.config_from_flags(TrainConfig, seed=seed)
+  if not (folder / loop.RESULT_FILE).is_file():
+    with TrainingDisplay(f'{model}, seed {seed}') as display:
+      loop.fit(dataset, model, model_config, config, folder, display)
+  records = (folder / loop.METRICS_FILE).read_text().splitlines()
+  settings = loop.run_config(dataset, model, model_config, config)
+  # Where a dataset lies says nothing about the numbers.
+  settings['dataset'].pop('path')
+  return Run(
+    model,
+    seed,
+    settings,
+    json.loads((folder / loop.RESULT_FILE).read_text()),
+    [json.loads(line) for line in records],
+  )
+
+
+def main() -> None:
+  output_dir = Path(OUTPUT_DIR.value)
+  plan = plan_from_flags()
+  plan_file = output_dir / PLAN_FILE
+  if not plan_file.is_file():
+    if DATASET_DIR.value:
+      open_dataset(DATASET_DIR.value)
+    refuse_existing(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    loop.write_json(plan_file, plan)
+  elif json.loads(plan_file.read_text()) != plan:
+    raise InputError(
+      f'--output_dir={output_dir} holds a table of other flags (see '
+      f'{plan_file}): name another folder'
+    )
+  dataset = open_or_make_dataset(output_dir)
+  runs = [
+    train_or_read(
+      dataset, model, seed, output_dir / RUNS_FOLDER / f'{model}-seed{seed}'
+    )
+    for model in plan['models']
+    for seed in range(SEEDS.value)
+  ]
+  ceilings = {part: ceiling(dataset, part) for part in ('valid', 'test')}
+  table = build_table1(runs, dict(dataset.manifest), ceilings)
+  plot_training_curves(runs, output_dir / FIGURE)
+  loop.write_json(output_dir / 'table1.json', table)
+  write_text(output_dir / 'table1.md', render_markdown(table))
+  write_text(
+    output_dir / 'report.html',
+    render_page(table, {'Training curves': output_dir / FIGURE}),
+  )
+  console.print(table1_on_console(table))
+  print(f'report: {output_dir / "report.html"}')
+
+
+if __name__ == '__main__':
+  cli.require(['output_dir'])
+  cli.run(main)
