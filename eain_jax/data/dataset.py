@@ -28,16 +28,11 @@ import polars as pl
 from eain_jax.config import PrepareConfig
 from eain_jax.data.examples import PARTS, NegativeSampler, Part, make_sampler
 from eain_jax.data.features import Feature, Vocabulary
+from eain_jax.data.lines import hash_file
 from eain_jax.errors import InputError
 
 FORMAT_VERSION = 1
 MANIFEST = 'manifest.json'
-
-
-def hash_file(path: Path) -> str:
-  """sha256 of a file, in hexadecimal."""
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _canonical_hash(values: Mapping[str, Any]) -> str:

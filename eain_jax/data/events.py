@@ -5,11 +5,18 @@ carry whole days, and about 40 % of them share their day with an earlier one of
 the same user, so this rule decides results.
 """
 
+import array
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import polars as pl
+
+from eain_jax.data.lines import LineReader
+from eain_jax.errors import InputError
+
+MILLISECONDS_FROM = 10**11
+MICROSECONDS_FROM = 10**14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,3 +70,264 @@ class EventLog:
   counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
   sources: tuple[Mapping[str, object], ...] = ()
   notes: tuple[str, ...] = ()
+
+@dataclasses.dataclass(frozen=True)
+class RawColumn:
+  """Strings as codes: `values[codes[i]]`; -1 for none.
+
+  Attributes:
+    codes: int32 [N].
+    values: distinct strings, in any order.
+  """
+
+  codes: np.ndarray
+  values: pl.Series
+
+
+@dataclasses.dataclass(frozen=True)
+class RawEvents:
+  """Events in source order, before cleaning; see EventLog for the columns."""
+
+  user: RawColumn
+  item: RawColumn
+  timestamp: np.ndarray
+  rating: np.ndarray | None = None
+  label: np.ndarray | None = None
+  request: RawColumn | None = None
+  position: np.ndarray | None = None
+  context: Mapping[str, RawColumn] = dataclasses.field(default_factory=dict)
+
+
+def _sorted_codes(column: RawColumn) -> tuple[np.ndarray, pl.Series]:
+  """Codes into the sorted values, without those that no event has."""
+  used = np.zeros(len(column.values), bool)
+  used[column.codes[column.codes >= 0]] = True
+  kept = np.flatnonzero(used)
+  values = column.values.gather(kept)
+  order = values.arg_sort().to_numpy()
+  rank = np.full(len(column.values) + 1, -1, np.int32)
+  rank[kept[order]] = np.arange(len(kept), dtype=np.int32)
+  return rank[column.codes], values.gather(order)
+
+
+def _first_of_repeats(keys: list[np.ndarray], order: np.ndarray) -> np.ndarray:
+  """bool [N], along `order`: False for a row whose keys an earlier row has.
+
+  `order` sorts stably by the first two keys, so repeats stand within runs of
+  those; only such runs are sorted by the others.
+  """
+  num = len(order)
+  kept = np.ones(num, bool)
+  same = np.ones(max(num - 1, 0), bool)
+  for key in keys[:2]:
+    same &= key[order[1:]] == key[order[:-1]]
+  in_run = np.zeros(num, bool)
+  in_run[1:] |= same
+  in_run[:-1] |= same
+  place = np.flatnonzero(in_run)
+  rows = order[place]
+  # lexsort is stable and rows of a run stand in source order.
+  by_key = np.lexsort([key[rows] for key in reversed(keys)])
+  repeated = np.ones(max(len(rows) - 1, 0), bool)
+  for key in keys:
+    ordered = key[rows[by_key]]
+    repeated &= ordered[1:] == ordered[:-1]
+  kept[place[by_key[1:][repeated]]] = False
+  return kept
+
+
+def clean_events(
+  raw: RawEvents,
+  *,
+  counts: Mapping[str, int],
+  sources: tuple[Mapping[str, object], ...],
+  notes: tuple[str, ...],
+) -> EventLog:
+  """Raw events in canonical order, without exact repeats.
+
+  A repeat has the user, item and timestamp of an earlier row, and its request
+  and position where the log has those: a list may show an item twice. The
+  first source row stays.
+
+  Args:
+    raw: events in source order.
+    counts: 'lines' and 'rejected', at least.
+    sources: where they came from.
+    notes: what the user must see.
+
+  Returns:
+    The log; its item_attributes have no columns yet.
+
+  Raises:
+    InputError: there is no event.
+  """
+  if not len(raw.timestamp):
+    names = ', '.join(str(source['name']) for source in sources)
+    raise InputError(f'{names}: not one event could be read')
+  user, users = _sorted_codes(raw.user)
+  item, items = _sorted_codes(raw.item)
+  order = np.lexsort((raw.timestamp, user))
+  keys = [user, raw.timestamp, item]
+  request = None
+  if raw.request is not None:
+    request = raw.request.codes
+    keys.append(request)
+  if raw.position is not None:
+    keys.append(raw.position)
+  kept = _first_of_repeats(keys, order)
+  order = order[kept]
+  take = lambda column: None if column is None else column[order]
+  if request is not None:
+    # Numbered from 0 by first appearance in canonical order.
+    _, first, inverse = np.unique(
+      request[order], return_index=True, return_inverse=True
+    )
+    number = np.empty(len(first), np.int32)
+    number[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
+    request = number[inverse]
+  context = {}
+  for name, column in raw.context.items():
+    codes, values = _sorted_codes(column)
+    context[name] = ContextColumn(codes[order], values)
+  return EventLog(
+    user[order],
+    item[order],
+    raw.timestamp[order],
+    users.rename('user'),
+    items.rename('item'),
+    pl.DataFrame(),
+    take(raw.rating),
+    take(raw.label),
+    request,
+    take(raw.position),
+    context,
+    {
+      **counts,
+      'events': len(order),
+      'users': len(users),
+      'items': len(items),
+      'duplicates': int(np.sum(~kept)),
+    },
+    sources,
+    notes,
+  )
+
+
+def k_core(log: EventLog, k: int) -> EventLog:
+  """The largest part of a log where every user and item has k events.
+
+  Counts what it drops as `k_core_dropped`.
+
+  Raises:
+    InputError: nothing is left.
+  """
+  kept = np.ones(len(log.user), bool)
+  while True:
+    few_user = np.bincount(log.user[kept], minlength=len(log.users)) < k
+    few_item = np.bincount(log.item[kept], minlength=len(log.items)) < k
+    drop = kept & (few_user[log.user] | few_item[log.item])
+    if not drop.any():
+      break
+    kept &= ~drop
+  if not kept.any():
+    raise InputError(f'no user and item have {k} events: lower --k_core')
+  left = lambda codes, values: _sorted_codes(RawColumn(codes[kept], values))
+  take = lambda column: None if column is None else column[kept]
+  user, users = left(log.user, log.users)
+  item, items = left(log.item, log.items)
+  has_item = np.bincount(log.item[kept], minlength=len(log.items)) > 0
+  attributes = log.item_attributes
+  if attributes.width:
+    attributes = attributes.filter(pl.Series(has_item))
+  request = take(log.request)
+  if request is not None:
+    _, request = np.unique(request, return_inverse=True)
+    request = request.astype(np.int32)
+  context = {
+    name: ContextColumn(*left(column.codes, column.values))
+    for name, column in log.context.items()
+  }
+  return dataclasses.replace(
+    log,
+    user=user,
+    item=item,
+    timestamp=log.timestamp[kept],
+    users=users,
+    items=items,
+    item_attributes=attributes,
+    rating=take(log.rating),
+    label=take(log.label),
+    request=request,
+    position=take(log.position),
+    context=context,
+    counts={
+      **log.counts,
+      'events': int(kept.sum()),
+      'users': len(users),
+      'items': len(items),
+      'k_core_dropped': int(np.sum(~kept)),
+    },
+  )
+
+
+def to_seconds(timestamp: np.ndarray) -> tuple[np.ndarray, str, np.ndarray]:
+  """Timestamps of one file as seconds.
+
+  The unit is that of most values: from 1e14 up microseconds, from 1e11 up
+  milliseconds, else seconds (or any order that the log defines).
+
+  Returns:
+    int64 [N] seconds; the unit; bool [N], True where a value is of another
+    magnitude than most and so cannot be trusted.
+  """
+  unit = np.where(
+    timestamp >= MICROSECONDS_FROM, 2, np.where(timestamp >= MILLISECONDS_FROM, 1, 0)
+  )
+  common = int(np.bincount(unit, minlength=3).argmax())
+  name = ('seconds', 'milliseconds', 'microseconds')[common]
+  return timestamp // 1000**common, name, unit != common
+
+
+def check_rejected(reader: LineReader) -> None:
+  """Raises InputError where more lines of a file were rejected than allowed."""
+  if len(reader.rejected) > reader.options.max_rejected * reader.lines:
+    line, reason, _ = min(reader.rejected)
+    raise InputError(
+      f'{reader.path}: {len(reader.rejected)} of {reader.lines} lines were '
+      f'rejected, the first in line {line}: {reason}; mend the file, or allow '
+      'a larger share with --max_rejected'
+    )
+  if not reader.lines:
+    raise InputError(f'{reader.path} holds no line of data')
+
+
+def rejected_table(readers: Iterable[LineReader]) -> pl.DataFrame:
+  """file, line, reason and text of every rejected line."""
+  rows = [
+    (reader.path.name, *rejected)
+    for reader in readers
+    for rejected in sorted(reader.rejected)
+  ]
+  schema = {
+    'file': pl.String,
+    'line': pl.Int64,
+    'reason': pl.String,
+    'text': pl.String,
+  }
+  return pl.DataFrame(rows, schema=schema, orient='row')
+
+
+class Codes:
+  """Numbers strings in order of appearance."""
+
+  def __init__(self):
+    self._number: dict[str, int] = {}
+
+  def __call__(self, value: str) -> int:
+    return self._number.setdefault(value, len(self._number))
+
+  def column(self, codes: array.array) -> RawColumn:
+    return RawColumn(
+      np.frombuffer(codes, np.int32) if len(codes) else np.zeros(0, np.int32),
+      pl.Series(list(self._number), dtype=pl.String),
+    )

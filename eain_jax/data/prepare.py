@@ -12,7 +12,9 @@ from eain_jax.config import PrepareConfig
 from eain_jax.data import examples, features
 from eain_jax.data.amazon import read_amazon
 from eain_jax.data.dataset import refuse_existing, write_dataset
-from eain_jax.data.events import EventLog, ReadOptions, k_core, read_log
+from eain_jax.data.events import EventLog, k_core
+from eain_jax.data.lines import ReadOptions
+from eain_jax.data.log_files import read_log
 from eain_jax.data.synthetic import World, WorldConfig
 from eain_jax.errors import InputError
 

@@ -23,7 +23,8 @@ again, which divides the probability of all others by their sum. Negatives are
 never items of the user's past either, so nothing is given away by that.
 
 Every draw is a function of (seed, what is drawn, event number, user), so the
-world depends on neither block size nor platform nor NumPy's generators.
+world depends on neither block size nor NumPy's generators, and on the platform
+only where the last bit of an exponential decides, once in 10^12 draws or so.
 """
 
 import dataclasses
@@ -53,6 +54,7 @@ _FADING = 0.85
 _NUM_PRICE_LEVELS = 4
 _PRICE_SIDE = np.array([-1, -1, 1, 1, 0])
 _DEVICE_SIDE = np.array([1, -1, -1])
+_MAX_DRAWS = 10_000
 _MAX_TABLE_VALUES = 100_000_000
 _MAX_SCORES = 1 << 21
 _MAX_STATE_VALUES = 1 << 19
@@ -101,7 +103,7 @@ class WorldConfig(Settings):
   )
   num_items: int = setting(
     0,
-    'How many items; 0: num_events^0.65, at least two a category.',
+    'How many items; 0: num_events^0.65, at least 8 a category.',
     at_least=0,
     at_most=1_000_000,
   )
@@ -116,7 +118,10 @@ class WorldConfig(Settings):
   )
   seed: int = setting(0, 'Seed of the whole world.', at_least=0)
   drift_rate: float = setting(
-    0.01, 'Probability that an event finds a user of new type.', at_most=1
+    0.01,
+    'Probability that an event finds the user with a new type.',
+    at_least=0,
+    at_most=1,
   )
   popularity_exponent: float = setting(
     0.3, "Zipf's exponent of an item's rank in its category.", at_least=0
@@ -141,10 +146,12 @@ class WorldConfig(Settings):
       round(self.num_events**0.65), 8 * self.num_categories
     )
     num_brands = self.num_brands or max(10, num_items // 20)
-    if num_items < 2 * self.num_categories:
+    least = max(2 * self.num_categories, 4 * MIN_USER_EVENTS)
+    if num_items < least:
       raise InputError(
-        f'num_items={num_items} must be at least two for each of '
-        f'num_categories={self.num_categories}'
+        f'num_items={num_items} must be at least {least}: two for each of '
+        f'num_categories={self.num_categories}, and four times the '
+        f'{MIN_USER_EVENTS} that every user has'
       )
     num_values = self.num_types * len(DEVICES) * num_items
     if num_values > _MAX_TABLE_VALUES:
@@ -422,6 +429,9 @@ class World:
       2021 to 2023. Item attributes: category (String), category_path
       (List(String), department first), brand (String) and price (Float64),
       the last two with nulls; context: device.
+
+    Raises:
+      InputError: the weights leave a user without a new item to choose.
     """
     config = self.config
     if users_per_block is None:
@@ -484,6 +494,12 @@ class World:
       attempt = 0
       while len(again):
         attempt += 1
+        if attempt > _MAX_DRAWS:
+          raise InputError(
+            f'a user finds no new item in {_MAX_DRAWS} draws: the world has '
+            'too few items for weights as strong as these; lower '
+            'popularity_exponent or the weights, or raise num_items'
+          )
         place[again] = self._draw_places(
           cumulative[again], row[again], users.user[again], event, attempt
         )
@@ -555,7 +571,7 @@ class World:
       *_numbered('brand', self.config.num_brands, 3).to_list(),
       None,
     ]
-    # Levels are thirds of a decade wide or so: 5 to 15, 45, 135 and 405.
+    # Each level spans a factor of 3: from 5 to 15, to 45, to 135, to 405.
     price = np.round(5 * 3.0 ** self._price[place], 2)
     return pl.DataFrame(
       {

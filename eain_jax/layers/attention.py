@@ -215,9 +215,7 @@ class ActivationUnit(nn.Module):
     width, dtype = history_NE.shape[-1], self.compute_dtype
     num_requests = target_RCE.shape[0]
     valid_N1 = (segment_N < num_requests)[:, None]
-    valid_NC = jnp.broadcast_to(
-      valid_N1, (len(segment_N), target_RCE.shape[1])
-    )
+    valid_NC = jnp.broadcast_to(valid_N1, (len(segment_N), target_RCE.shape[1]))
     kernel_4EH = self.param(
       'kernel',
       nn.initializers.glorot_uniform(),
@@ -238,9 +236,9 @@ class ActivationUnit(nn.Module):
         self.axis_name,
         name=f'activation_{number}',
       )
-      hidden_NCH = nn.Dense(
-        dim, dtype=dtype, name=f'dense_{number + 1}'
-      )(hidden_NCH)
+      hidden_NCH = nn.Dense(dim, dtype=dtype, name=f'dense_{number + 1}')(
+        hidden_NCH
+      )
     score_NC = hidden_NCH[..., 0]
     if self.use_softmax:
       weight_NC = segment_softmax(score_NC, segment_N, num_requests)

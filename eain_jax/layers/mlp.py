@@ -62,9 +62,7 @@ class Dice(nn.Module):
   epsilon: float = 1e-8
 
   @nn.compact
-  def __call__(
-    self, x: jax.Array, valid: jax.Array, train: bool
-  ) -> jax.Array:
+  def __call__(self, x: jax.Array, valid: jax.Array, train: bool) -> jax.Array:
     """[..., H] from [..., H]; `valid`, bool [...], marks the rows that count."""
     dim = (x.shape[-1],)
     alpha_H = self.param('alpha', nn.initializers.zeros, dim)
@@ -75,9 +73,7 @@ class Dice(nn.Module):
     as_row = lambda z_H: jnp.expand_dims(z_H, axes)
     if train:
       weight = valid[..., None].astype(jnp.float32)
-      add = lambda z: (
-        jax.lax.psum(z, self.axis_name) if self.axis_name else z
-      )
+      add = lambda z: jax.lax.psum(z, self.axis_name) if self.axis_name else z
       count = jnp.maximum(add(weight.sum()), 1.0)
       mean_H = add((value * weight).sum(axes)) / count
       squared = jnp.square(value - as_row(mean_H))
@@ -159,9 +155,9 @@ class MLP(nn.Module):
       train: drop units, and take Dice's statistics from this batch.
     """
     for number, dim in enumerate(self.hidden_dims):
-      x_BH = nn.Dense(
-        dim, dtype=self.compute_dtype, name=f'dense_{number}'
-      )(x_BH)
+      x_BH = nn.Dense(dim, dtype=self.compute_dtype, name=f'dense_{number}')(
+        x_BH
+      )
       x_BH = activate(
         self.activation,
         x_BH,
@@ -171,8 +167,6 @@ class MLP(nn.Module):
         name=f'activation_{number}',
       )
       if train and self.dropout_rate:
-        x_BH = dropout(
-          x_BH, self.dropout_rate, self.make_rng('dropout'), row_B
-        )
+        x_BH = dropout(x_BH, self.dropout_rate, self.make_rng('dropout'), row_B)
     logit_B1 = nn.Dense(1, dtype=self.compute_dtype, name='logit')(x_BH)
     return logit_B1[:, 0].astype(jnp.float32)

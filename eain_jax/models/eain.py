@@ -1,9 +1,9 @@
 """EAIN: attention (1-3), SE gates (5-6), masked pairs (4), PAIM (7-12), MLP.
 
-    history, target --attention--> h_u --+--> fields --SE--> masked pairs --+
-    user, context -----------------------+       |                          |
-    h_u, position t --PAIM--> h_final            +------------+-------------+
-                                 +----------------------------+--> MLP --> logit
+history, target --attention--> h_u --+--> fields --SE--> masked pairs --+
+user, context -----------------------+       |                          |
+h_u, position t --PAIM--> h_final            +------------+-------------+
+                             +----------------------------+--> MLP --> logit
 """
 
 import flax.linen as nn

@@ -19,8 +19,12 @@ DROPOUT_STREAM = 1
 
 
 def shuffle_within_batch(key: jax.Array, label_RC: jax.Array) -> jax.Array:
-  """Each request's labels in a random order: what a leak test trains on."""
-  return jax.random.permutation(key, label_RC, axis=1, independent=True)
+  """Labels in a random order: what a leak test trains on.
+
+  Within each request, or over the batch where a row is a single example.
+  """
+  axis = 1 if label_RC.shape[1] > 1 else 0
+  return jax.random.permutation(key, label_RC, axis=axis, independent=True)
 
 
 def make_train_step(

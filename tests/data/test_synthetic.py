@@ -225,7 +225,7 @@ def test_golden_world(small):
     digest.update(np.ascontiguousarray(column).tobytes())
   for column in log.item_attributes.explode('category_path'):
     digest.update(repr(column.to_list()).encode())
-  assert digest.hexdigest()[:16] == 'GOLDEN'
+  assert digest.hexdigest()[:16] == '34fd5499f2e3ab13'
 
 
 def test_memory_is_bounded_beside_the_log():
@@ -578,7 +578,8 @@ def test_the_history_tells_nearly_all_of_the_state(default):
   [
     ({'num_users': 30_000}, 'num_events=60000 must lie between 150000 and'),
     ({'num_users': 10}, 'must lie between 50 and 2000'),
-    ({'num_items': 63}, 'num_items=63 must be at least two for each of'),
+    ({'num_items': 63}, 'num_items=63 must be at least 64'),
+    ({'num_items': 19, 'num_categories': 4}, 'must be at least 20'),
     ({'num_items': 10**6, 'num_types': 100}, 'take fewer'),
   ],
 )
@@ -588,11 +589,19 @@ def test_sizes_that_do_not_fit_are_refused(sizes, sentence):
 
 
 @pytest.mark.parametrize(
-  'values', [{'num_events': 99}, {'seed': -1}, {'drift_rate': 1.5}]
+  'values',
+  [{'num_events': 99}, {'seed': -1}, {'drift_rate': 1.5}, {'drift_rate': -1}],
 )
 def test_values_out_of_bounds_are_refused(values):
   with pytest.raises(InputError, match=next(iter(values))):
     WorldConfig(**values)
+
+
+def test_weights_that_leave_no_choice_are_refused(monkeypatch):
+  monkeypatch.setattr(synthetic, '_MAX_DRAWS', 50)
+  config = dataclasses.replace(SMALL, popularity_exponent=50)
+  with pytest.raises(InputError, match='no new item in 50 draws'):
+    World(config).generate()
 
 
 def test_a_log_of_another_world_is_refused(small):

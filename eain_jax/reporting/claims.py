@@ -1,0 +1,249 @@
+"""Which claims of the paper's Table 1 hold in a measurement, and how surely.
+
+A claim holds or fails by the means. Over several seeds a difference has an
+interval, and one that contains the claim's boundary leaves it undecided; over
+one seed there is none, and the sentence says so.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eain_jax.evaluation.intervals import Interval, mean_interval
+from eain_jax.reporting import paper
+
+NAMES = {
+  'lr': 'LR',
+  'mf': 'MF',
+  'dnn': 'DNN',
+  'din': 'DIN',
+  'deepfm': 'DeepFM',
+  'eain': 'EAIN',
+}
+METRIC_NAMES = {
+  'auc': 'AUC',
+  'gauc': 'GAUC',
+  'logloss': 'Logloss',
+  'precision@10': 'Precision@10',
+  'recall@10': 'Recall@10',
+  'f1': 'F1',
+  'ndcg@10': 'NDCG@10',
+  'f1_per_request': 'F1 per request',
+  'hit_rate@10': 'Hit rate@10',
+  'mrr': 'MRR',
+  'mrr@10': 'MRR@10',
+  'calibration': 'Calibration',
+  'ece': 'ECE',
+}
+_ROUNDING = 0.001  # two printed figures, half a unit of the third decimal each
+
+Row = Mapping[str, Any]
+
+
+def signed(value: float) -> str:
+  """A difference with its sign, to 4 decimals, or 2 figures where smaller."""
+  if value == 0 or abs(value) >= 0.00005:
+    return f'{value:+.4f}'
+  return f'{value:+.1e}'
+
+
+def _difference(row: Row, other: Row, metric: str) -> Interval | None:
+  """Of two models over the seeds that both have; None without a number."""
+  values = dict(zip(row['seeds'], row[metric]['values'], strict=True))
+  others = dict(zip(other['seeds'], other[metric]['values'], strict=True))
+  pairs = [(values[seed], others[seed]) for seed in values if seed in others]
+  if not pairs or any(value is None for pair in pairs for value in pair):
+    return None
+  return mean_interval(value - other for value, other in pairs)
+
+
+def _is_resolved(interval: Interval, boundary: float) -> bool | None:
+  """Whether the interval leaves the boundary out; None without interval."""
+  if math.isnan(interval.ci95):
+    return None
+  return abs(interval.mean - boundary) > interval.ci95
+
+
+def _uncertainty(interval: Interval, row: Row, other: Row, metric: str) -> str:
+  """What can be said of the error of a difference, as part of a sentence."""
+  if not math.isnan(interval.ci95):
+    return f'± {interval.ci95:.4f} over {len(interval.values)} seeds'
+  if metric != 'auc':
+    return 'one seed, no interval'
+  sampling = [r['auc_sampling_ci95'][0] for r in (row, other)]
+  if None in sampling:
+    return 'one seed, no interval'
+  return (
+    'one seed, no interval over seeds; sampling interval of the AUC '
+    f'± {sampling[0]:.4f} ({row["name"]}), ± {sampling[1]:.4f} '
+    f'({other["name"]})'
+  )
+
+
+def _verdict(holds: bool | None, resolved: bool | None) -> str:
+  if holds is None:
+    return 'not measured'
+  if resolved is False:
+    return 'undecided'
+  word = 'holds' if holds else 'fails'
+  return word if resolved else f'{word} (one seed)'
+
+
+def _claim(
+  claim: str,
+  metric: str,
+  holds: bool | None,
+  resolved: bool | None,
+  measured: str,
+) -> dict[str, Any]:
+  return {
+    'claim': claim,
+    'metric': metric,
+    'holds': holds,
+    'resolved': resolved,
+    'verdict': _verdict(holds, resolved),
+    'measured': measured,
+  }
+
+
+def _order_claim(rows: Mapping[str, Row]) -> dict[str, Any]:
+  """The models' order by AUC."""
+  printed = sorted(
+    paper.TABLE_1, key=lambda model: paper.TABLE_1[model]['auc']
+  )
+  claim = 'By AUC, ' + ' < '.join(NAMES[model] for model in printed)
+  models = [
+    m for m in printed if m in rows and rows[m]['auc']['mean'] is not None
+  ]
+  if len(models) < 2:
+    return _claim(claim, 'auc', None, None, 'Fewer than two of them have one.')
+  verdicts = []
+  for low, high in itertools.combinations(models, 2):
+    difference = _difference(rows[high], rows[low], 'auc')
+    holds = rows[high]['auc']['mean'] > rows[low]['auc']['mean']
+    verdicts.append((holds, difference and _is_resolved(difference, 0.0)))
+  agreeing = [resolved for holds, resolved in verdicts if holds]
+  contrary = [resolved for holds, resolved in verdicts if not holds]
+  # Against an order one sure pair suffices; for it, every pair must be sure.
+  if contrary:
+    resolved = True if True in contrary else None if None in contrary else False
+  else:
+    resolved = False if False in agreeing else None if None in agreeing else True
+  measured = sorted(models, key=lambda model: rows[model]['auc']['mean'])
+  sentence = (
+    'Measured: '
+    + ' < '.join(
+      f'{rows[m]["name"]} {rows[m]["auc"]["mean"]:.4f}' for m in measured
+    )
+    + f'; {len(agreeing)} of {len(verdicts)} pairs are in the printed order'
+  )
+  if any(resolved is not None for _, resolved in verdicts):
+    unresolved = sum(resolved is False for _, resolved in verdicts)
+    sentence += (
+      f', and the difference of {unresolved} of them lies within its interval '
+      'over seeds'
+    )
+  absent = [NAMES[m] for m in printed if m not in models]
+  if absent:
+    sentence += f'; not measured: {", ".join(absent)}'
+  return _claim(claim, 'auc', not contrary, resolved, sentence + '.')
+
+
+def _best_claim(rows: Mapping[str, Row], metric: str) -> dict[str, Any]:
+  """EAIN above every other model in a metric."""
+  label = METRIC_NAMES[metric]
+  claim = f'EAIN has the highest {label}'
+  above = paper.beaten_by('eain').get(metric, ())
+  if above:
+    figures = ', '.join(
+      f'{NAMES[m]} {paper.TABLE_1[m][metric]:.3f}' for m in above
+    )
+    claim += (
+      f' (so the text; its table has {paper.TABLE_1["eain"][metric]:.3f}, '
+      f'below {figures})'
+    )
+  measured = {m: r for m, r in rows.items() if r[metric]['mean'] is not None}
+  rivals = {m: r for m, r in measured.items() if m != 'eain'}
+  if 'eain' not in measured or not rivals:
+    missing = 'other model' if 'eain' in measured else 'EAIN'
+    return _claim(claim, metric, None, None, f'No {missing} was measured.')
+  eain = measured['eain']
+  rival = max(rivals.values(), key=lambda row: row[metric]['mean'])
+  sentence = (
+    f'EAIN {eain[metric]["mean"]:.4f}, the best other model, {rival["name"]}, '
+    f'{rival[metric]["mean"]:.4f}'
+  )
+  holds = eain[metric]['mean'] > rival[metric]['mean']
+  difference = _difference(eain, rival, metric)
+  if difference is None:
+    return _claim(
+      claim, metric, holds, None, f'{sentence}; they have no seed in common.'
+    )
+  error = _uncertainty(difference, eain, rival, metric)
+  return _claim(
+    claim,
+    metric,
+    holds,
+    _is_resolved(difference, 0.0),
+    f'{sentence}: {signed(difference.mean)} ({error}).',
+  )
+
+
+def _gap_claim(
+  rows: Mapping[str, Row], baseline: str, ceiling: Mapping[str, float] | None
+) -> dict[str, Any]:
+  """EAIN's AUC ahead of a baseline's by as much as is printed."""
+  gap = paper.TABLE_1['eain']['auc'] - paper.TABLE_1[baseline]['auc']
+  name = NAMES[baseline]
+  claim = f"EAIN's AUC is {gap:.3f} above {name}'s"
+  difference = None
+  if 'eain' in rows and baseline in rows:
+    difference = _difference(rows['eain'], rows[baseline], 'auc')
+  if difference is None:
+    return _claim(claim, 'auc', None, None, 'The two were not both measured.')
+  error = _uncertainty(difference, rows['eain'], rows[baseline], 'auc')
+  sentence = f'Measured: {signed(difference.mean)} ({error}).'
+  below = rows[baseline]['auc']['mean']
+  limit = ceiling['auc'] if ceiling else None
+  if limit is not None and below is not None and below + gap > limit:
+    sentence += (
+      f' So wide a gap has no room here: {name} {below:.4f} and {gap:.3f} '
+      f'make {below + gap:.4f}, above the ceiling {limit:.4f}.'
+    )
+  return _claim(
+    claim,
+    'auc',
+    difference.mean >= gap - _ROUNDING,
+    _is_resolved(difference, gap - _ROUNDING),
+    sentence,
+  )
+
+
+def check_claims(
+  rows: Sequence[Row], ceiling: Mapping[str, float] | None
+) -> list[dict[str, Any]]:
+  """Each claim of Table 1 against the measured rows.
+
+  Differences are taken seed by seed; their interval is Student's t over the
+  seeds that both models have, and is not adjusted for the number of claims.
+
+  Args:
+    rows: of `build_table1`.
+    ceiling: 'auc' of the true preference on the test part, where it is known.
+
+  Returns:
+    One entry a claim: claim, metric, holds (by the means; None: not
+    measured), resolved (whether the interval over seeds decides it; None: no
+    interval), verdict and measured, a sentence with the numbers.
+  """
+  by_model = {row['model']: row for row in rows}
+  return [
+    _order_claim(by_model),
+    *(_best_claim(by_model, metric) for metric in paper.METRICS),
+    *(
+      _gap_claim(by_model, baseline, ceiling)
+      for baseline in paper.TABLE_1
+      if baseline != 'eain'
+    ),
+  ]

@@ -1,0 +1,446 @@
+"""The report as plain blocks, from which Markdown and the page are written."""
+
+import dataclasses
+import shlex
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from eain_jax.reporting import paper
+from eain_jax.reporting.claims import METRIC_NAMES, NAMES
+
+ABSENT = '–'
+LOWER_IS_BETTER = ('logloss', 'ece')
+_PAPER_NAMES = {'auc': 'AUC', 'precision@10': 'P@10', 'recall@10': 'R@10'}
+_OTHER_METRICS = ('gauc', 'logloss', 'ndcg@10', 'hit_rate@10', 'mrr')
+_MORE_METRICS = ('f1_per_request', 'mrr@10', 'calibration', 'ece')
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """A cell of a grid; `best` marks the best value of its column."""
+
+  text: str
+  best: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Paragraph:
+  """One paragraph of text."""
+
+  text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Points:
+  """A list of sentences, each of which may have a name before it."""
+
+  items: tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+  """A table: the first column is text, the others too unless `numeric`.
+
+  Attributes:
+    header: names of the columns.
+    rows: cells, as many a row as the header has.
+    numeric: all columns but the first are numbers.
+    quoted: columns that are not of this measurement, set apart.
+    caption: a sentence over the table, or ''.
+  """
+
+  header: tuple[str, ...]
+  rows: tuple[tuple[Cell, ...], ...]
+  numeric: bool = True
+  quoted: frozenset[int] = frozenset()
+  caption: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdicts:
+  """Claims, each with its verdict and the sentence that it rests on."""
+
+  claims: tuple[Mapping[str, Any], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines:
+  """Lines to be set as they are, such as flags."""
+
+  lines: tuple[str, ...]
+
+
+Block = Paragraph | Points | Grid | Verdicts | Lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A heading and what stands under it."""
+
+  title: str
+  blocks: tuple[Block, ...]
+
+
+def printable(text: Any) -> str:
+  """One line without control characters: ids and file names are hostile."""
+  return ''.join(
+    c if c.isprintable() else c.encode('unicode_escape').decode('ascii')
+    for c in str(text).encode('utf-8', 'backslashreplace').decode('utf-8')
+  )
+
+
+def number_text(value: float | None) -> str:
+  """Four decimals."""
+  return ABSENT if value is None else f'{value:.4f}'
+
+
+def interval_text(interval: Mapping[str, Any]) -> str:
+  """Mean, and ± half the width of its interval where there is one."""
+  mean = number_text(interval['mean'])
+  if interval['ci95'] is None:
+    return mean
+  return f'{mean} ± {interval["ci95"]:.4f}'
+
+
+def best_model(rows: Sequence[Mapping[str, Any]], metric: str) -> str | None:
+  """The model with the best mean; None where no model has one."""
+  means = {
+    row['model']: row[metric]['mean']
+    for row in rows
+    if row[metric]['mean'] is not None
+  }
+  choose = min if metric in LOWER_IS_BETTER else max
+  return choose(means, key=means.__getitem__) if means else None
+
+
+def _metric_cells(
+  rows: Sequence[Mapping[str, Any]], metrics: Iterable[str]
+) -> dict[str, dict[str, Cell]]:
+  """By model and metric; the best of several models is marked."""
+  cells: dict[str, dict[str, Cell]] = {row['model']: {} for row in rows}
+  for metric in metrics:
+    # Calibration is best at 1, neither high nor low.
+    best = best_model(rows, metric) if metric != 'calibration' else None
+    for row in rows:
+      is_best = len(rows) > 1 and row['model'] == best
+      cells[row['model']][metric] = Cell(interval_text(row[metric]), is_best)
+  return cells
+
+
+def _table1(table: Mapping[str, Any]) -> Grid:
+  """The paper's four metrics, the printed figure beside each."""
+  rows, metrics = table['rows'], paper.METRICS
+  cells = _metric_cells(rows, metrics)
+  header = ['Model']
+  for metric in metrics:
+    header += [_PAPER_NAMES.get(metric, METRIC_NAMES[metric]), 'paper']
+  out = []
+  for row in rows:
+    line = [Cell(row['name'])]
+    printed = paper.TABLE_1.get(row['model'], {})
+    for metric in metrics:
+      figure = f'{printed[metric]:.3f}' if metric in printed else ABSENT
+      line += [cells[row['model']][metric], Cell(figure)]
+    out.append(tuple(line))
+  if table['ceiling']['test']:
+    auc = number_text(table['ceiling']['test']['auc'])
+    rest = [Cell(ABSENT)] * (len(header) - 2)
+    out.append((Cell('Ceiling'), Cell(auc), *rest))
+  quoted = frozenset(range(2, len(header), 2))
+  return Grid(tuple(header), tuple(out), quoted=quoted)
+
+
+def _other_metrics(
+  table: Mapping[str, Any], metrics: Sequence[str], caption: str
+) -> Grid:
+  rows = table['rows']
+  cells = _metric_cells(rows, metrics)
+  out = [
+    (Cell(row['name']), *(cells[row['model']][metric] for metric in metrics))
+    for row in rows
+  ]
+  if table['ceiling']['test'] and 'gauc' in metrics:
+    known = table['ceiling']['test']
+    out.append(
+      (
+        Cell('Ceiling'),
+        *(
+          Cell(number_text(known.get(metric))) for metric in metrics
+        ),
+      )
+    )
+  header = ('Model', *(METRIC_NAMES[metric] for metric in metrics))
+  return Grid(header, tuple(out), caption=caption)
+
+
+def _measured(table: Mapping[str, Any]) -> Section:
+  notes = [Paragraph(sentence) for sentence in table['notes']]
+  return Section(
+    'Measured',
+    (
+      _table1(table),
+      _other_metrics(table, _OTHER_METRICS, 'Beside the metrics of the paper:'),
+      *notes,
+    ),
+  )
+
+
+def _claims(table: Mapping[str, Any]) -> Section:
+  return Section(
+    'Which claims of Table 1 hold here',
+    (
+      Paragraph(
+        'By the means over seeds; a difference that its interval over seeds '
+        'does not settle is undecided. Differences are taken seed by seed, '
+        'their intervals are not adjusted for the number of claims.'
+      ),
+      Verdicts(tuple(table['holds'])),
+    ),
+  )
+
+
+def _paper(table: Mapping[str, Any]) -> Section:
+  printed, source = table['paper'], table['paper']['source']
+  rows = []
+  for row in printed['rows']:
+    follows = 'yes' if row['f1_follows'] else 'no'
+    if row['f1_exceeds']:
+      follows = 'no, nor from any average'
+    rows.append(
+      (
+        Cell(row['name']),
+        Cell(row['arithmetic']),
+        Cell(f'{row["f1"]:.3f}'),
+        Cell(follows),
+      )
+    )
+  return Section(
+    'The paper against its own equations',
+    (
+      Paragraph(
+        f'{source["table"]} of {source["author"]}, "{source["title"]}", doi '
+        f'{source["doi"]}, {source["posted"]}, {source["licence"]}.'
+      ),
+      Grid(
+        (
+          'Model',
+          '(24): 2PR / (P + R)',
+          'F1 as printed',
+          'follows from (24)',
+        ),
+        tuple(rows),
+      ),
+      Points(tuple(('', sentence) for sentence in printed['findings'])),
+    ),
+  )
+
+
+def _protocol(table: Mapping[str, Any]) -> Section:
+  protocol = table['protocol']
+  points = [(name, protocol[name]) for name in protocol if name != 'simulated']
+  points += [('Note', note) for note in protocol['simulated']]
+  return Section('Protocol', (Points(tuple(points)),))
+
+
+def _count(value: Any) -> str:
+  return f'{value:,}' if isinstance(value, int) else str(value)
+
+
+def _period(dataset: Mapping[str, Any]) -> str:
+  first, last = dataset['first_timestamp'], dataset['last_timestamp']
+  if dataset['task'] == 'logged':
+    # There a timestamp may be any order, such as a list's number.
+    return f'timestamps {first:,} to {last:,}'
+  days = [
+    np.datetime64(second, 's').astype('datetime64[D]')
+    for second in (first, last)
+  ]
+  return f'{days[0]} to {days[1]}'
+
+
+def _data(table: Mapping[str, Any]) -> Section:
+  dataset = table['dataset']
+  counts = dataset['counts']
+  whole = {k: v for k, v in counts.items() if not isinstance(v, Mapping)}
+  parts = {k: v for k, v in counts.items() if isinstance(v, Mapping)}
+  blocks: list[Block] = [
+    Points(
+      (
+        ('Whole', ', '.join(f'{k} {_count(v)}' for k, v in whole.items())),
+        ('Period', _period(dataset)),
+        ('Dataset', f'fingerprint {dataset["fingerprint"]}'),
+      )
+    )
+  ]
+  names = list(dict.fromkeys(name for part in parts.values() for name in part))
+  blocks.append(
+    Grid(
+      ('Part', *(name.replace('_', ' ') for name in names)),
+      tuple(
+        (
+          Cell(part),
+          *(Cell(_count(values.get(name, ABSENT))) for name in names),
+        )
+        for part, values in parts.items()
+      ),
+    )
+  )
+  if dataset['sources']:
+    blocks.append(
+      Grid(
+        ('Source', 'format', 'bytes', 'sha256'),
+        tuple(
+          tuple(
+            Cell(_count(source.get(name, ABSENT)))
+            for name in ('name', 'format', 'bytes', 'sha256')
+          )
+          for source in dataset['sources']
+        ),
+        numeric=False,
+      )
+    )
+  blocks.append(
+    Grid(
+      ('Feature', 'of', 'table rows', 'values at most'),
+      tuple(
+        (
+          Cell(feature['name']),
+          Cell(feature['kind']),
+          Cell(_count(feature['num_rows'])),
+          Cell(_count(feature['max_values'])),
+        )
+        for feature in dataset['features']
+      ),
+    )
+  )
+  return Section('Data', tuple(blocks))
+
+
+def _per_seed(values: Iterable[Any], text: Callable[[Any], str]) -> str:
+  """One value a seed, or one where all seeds agree."""
+  texts = [text(value) for value in values]
+  return texts[0] if len(set(texts)) == 1 else ', '.join(texts)
+
+
+def _training(table: Mapping[str, Any]) -> Section:
+  rows = []
+  for row in table['rows']:
+    times = table['times'][row['model']]
+    rate = [round(value) for value in times['examples_per_second']]
+    rows.append(
+      tuple(
+        Cell(text)
+        for text in (
+          row['name'],
+          _per_seed(row['seeds'], str),
+          _per_seed(row['parameters'], _count),
+          _per_seed(row['best_epoch'], lambda value: f'{value:g}'),
+          interval_text(row['valid']['auc']),
+          interval_text(row['valid']['gauc']),
+          _per_seed(times['seconds'], lambda value: f'{value:.1f}'),
+          _per_seed(rate, _count),
+        )
+      )
+    )
+  header = (
+    'Model',
+    'seeds',
+    'parameters',
+    'best epoch',
+    'validation AUC',
+    'validation GAUC',
+    'seconds',
+    'examples/s',
+  )
+  return Section(
+    'Training and calibration',
+    (
+      Grid(header, tuple(rows)),
+      _other_metrics(
+        table,
+        _MORE_METRICS,
+        'Calibration is mean predicted by observed probability, 1 at best; '
+        'ECE the mean gap between them over bins of equal mass, 0 at best:',
+      ),
+    ),
+  )
+
+
+def _flag(name: str, value: Any) -> str:
+  if isinstance(value, bool):
+    return f'--{name}' if value else f'--no{name}'
+  if isinstance(value, list | tuple):
+    value = ','.join(str(entry) for entry in value)
+  return f'--{name}={shlex.quote(printable(value)) if value != "" else ""}'
+
+
+def _flag_lines(values: Mapping[str, Any]) -> tuple[str, ...]:
+  return tuple(
+    textwrap.wrap(
+      ' '.join(_flag(name, value) for name, value in values.items()),
+      78,
+      subsequent_indent='    ',
+      break_on_hyphens=False,
+      break_long_words=False,
+    )
+  )
+
+
+def _settings(table: Mapping[str, Any]) -> Section:
+  settings = table['settings']
+  models = settings['models']
+  shared = {
+    name: value
+    for name, value in next(iter(models.values()))['train_config'].items()
+    if all(
+      model['train_config'].get(name) == value for model in models.values()
+    )
+  }
+  blocks: list[Block] = [
+    Paragraph('The data were prepared with'),
+    Lines(_flag_lines(settings['prepare'])),
+    Paragraph('All models were trained with'),
+    Lines(_flag_lines(shared)),
+  ]
+  for model, values in models.items():
+    own = {
+      name: value
+      for name, value in values['train_config'].items()
+      if name not in shared
+    }
+    blocks.append(Paragraph(f'{NAMES.get(model, model)}:'))
+    blocks.append(Lines(_flag_lines({**values['model_config'], **own})))
+  versions = [(name, str(v)) for name, v in table['versions'].items()]
+  return Section('Flags', tuple(blocks)), Section(
+    'Versions', (Points(tuple(versions)),)
+  )
+
+
+def subtitle(table: Mapping[str, Any]) -> str:
+  """What was measured, in one line."""
+  dataset, rows = table['dataset'], table['rows']
+  names = [printable(source['name']) for source in dataset['sources']]
+  data = ', '.join(names) if names else 'the synthetic world'
+  seeds = sorted({seed for row in rows for seed in row['seeds']})
+  return (
+    f'{data}: {dataset["counts"]["events"]:,} events, '
+    f'{dataset["counts"]["users"]:,} users, {dataset["counts"]["items"]:,} '
+    f'items; task {dataset["task"]}, split {dataset["split"]}; '
+    f'{len(seeds)} seed{"s" if len(seeds) > 1 else ""}'
+  )
+
+
+def sections(table: Mapping[str, Any]) -> tuple[Section, ...]:
+  """The whole report of a table that `build_table1` made."""
+  return (
+    _measured(table),
+    _claims(table),
+    _paper(table),
+    _protocol(table),
+    _data(table),
+    _training(table),
+    *_settings(table),
+  )

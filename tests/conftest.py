@@ -1,0 +1,80 @@
+"""Eight CPU devices, strict shapes, and a small dataset, for all tests."""
+
+import os
+
+# Before jax starts. Eight devices share few cores here, so a collective may
+# wait long for its last device.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+for _flag in (
+  '--xla_force_host_platform_device_count=8',
+  '--xla_cpu_collective_call_terminate_timeout_seconds=300',
+):
+  if _flag.split('=')[0] not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_flag}'
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from eain_jax.config import PrepareConfig
+from eain_jax.data.dataset import open_dataset
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+flags.FLAGS.mark_as_parsed()
+
+NUM_USERS, NUM_ITEMS, NUM_TASTES = 200, 80, 4
+
+
+def write_small_log(folder):
+  """A log of users who mostly take items of their own taste.
+
+  `events.csv` holds user, item, timestamp, device; `items.jsonl` a brand and
+  a list of one to three tags an item, the first of which is its taste.
+  """
+  rng = np.random.default_rng(7)
+  taste_I = np.arange(NUM_ITEMS) % NUM_TASTES
+  lines = ['user,item,timestamp,device']
+  for user in range(NUM_USERS):
+    own = rng.permutation(np.flatnonzero(taste_I == user % NUM_TASTES))
+    other = rng.permutation(np.flatnonzero(taste_I != user % NUM_TASTES))
+    length = int(rng.integers(4, 17))
+    is_own = rng.random(length) < 0.8
+    items = np.where(is_own, own[:length], other[:length])
+    gaps = rng.integers(600, 10 * 86_400, length)
+    for item, time in zip(items, 1_400_000_000 + gaps.cumsum(), strict=True):
+      device = 'phone' if rng.random() < 0.6 else 'desktop'
+      lines.append(f'u{user:03},i{item:02},{time},{device}')
+  (folder / 'events.csv').write_text('\n'.join(lines) + '\n')
+  with (folder / 'items.jsonl').open('w') as file:
+    for item in range(NUM_ITEMS):
+      tags = [f'taste{taste_I[item]}', *(f't{t}' for t in range(item % 3))]
+      record = {'item': f'i{item:02}', 'brand': f'b{item % 9}', 'tags': tags}
+      file.write(json.dumps(record) + '\n')
+
+
+@pytest.fixture(scope='session')
+def dataset(tmp_path_factory):
+  """The small log, prepared: 1 positive and 4 negatives a training request.
+
+  Features: user; item, brand and the multi-valued tags; hour, weekday, month,
+  gap and device.
+  """
+  # Here, for the tests of the layers need no reader of files.
+  from eain_jax.data.prepare import prepare
+
+  folder = tmp_path_factory.mktemp('small')
+  write_small_log(folder)
+  config = PrepareConfig(
+    events=str(folder / 'events.csv'),
+    columns=('user=user', 'item=item', 'timestamp=timestamp', 'device=device'),
+    items=str(folder / 'items.jsonl'),
+    item_key='item',
+    item_attributes=('brand', 'tags'),
+    eval_negatives=30,
+    history_length=12,
+  )
+  prepare(config, folder / 'dataset')
+  return open_dataset(folder / 'dataset')
