@@ -6,10 +6,10 @@ Exit codes: 0 success; 1 bad input, with one sentence; 2 bad flags.
 import dataclasses
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from eain_jax.config import MODEL_CONFIGS, ModelConfig, Settings
 from eain_jax.errors import InputError
@@ -60,12 +60,11 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
     ) from error
 
 
-def define_config(config: type[Settings], *, skip: Iterable[str] = ()) -> None:
+def define_config(config: type[Settings]) -> None:
   """Defines a flag for every field of a config."""
   for field, kind in _fields(config):
-    if field.name not in skip:
-      help_text = field.metadata['help']
-      _define(field.name, kind, field.default, field, help_text)
+    help_text = field.metadata['help']
+    _define(field.name, kind, field.default, field, help_text)
 
 
 def config_from_flags(config: type[Settings], **given: Any) -> Any:
@@ -147,6 +146,8 @@ def run(main: Callable[[], None]) -> None:
     try:
       if len(argv) > 1:
         raise FlagError(f'{argv[1]!r} is not a flag: write --name=value')
+      # Orbax reports every step of a save at INFO.
+      logging.set_verbosity(logging.WARNING)
       main()
     except FlagError as error:
       print(f'{name}: {error}', file=sys.stderr)
@@ -156,11 +157,6 @@ def run(main: Callable[[], None]) -> None:
       sys.exit(1)
 
   app.run(wrapped, flags_parser=_parse_flags)
-
-
-def require(names: Iterable[str]) -> None:
-  """Marks flags that must be given."""
-  flags.mark_flags_as_required(list(names))
 
 
 def describe(values: Mapping[str, Any]) -> str:

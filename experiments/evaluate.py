@@ -1,21 +1,23 @@
 """Evaluates a run's best checkpoint on a part of its dataset.
 
-  python -m experiments.evaluate --work_dir=W [--split=test]
+python -m experiments.evaluate --work_dir=W [--split=test]
 """
 
 import json
 from pathlib import Path
 
 from absl import flags
+from eain_jax.reporting.console import metrics_on_console
 
 from eain_jax.data.examples import PARTS
 from eain_jax.evaluation.evaluator import ceiling
-from eain_jax.reporting.console import metrics_on_console
 from eain_jax.training.loop import evaluate, write_json
 from eain_jax.training.restore import open_run
 from experiments import cli
 
-WORK_DIR = flags.DEFINE_string('work_dir', None, 'A run that train wrote.')
+WORK_DIR = flags.DEFINE_string(
+  'work_dir', None, 'A run that train wrote.', required=True
+)
 DATASET_DIR = flags.DEFINE_string(
   'dataset_dir', None, 'Its dataset, where that has moved.'
 )
@@ -36,5 +38,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.require(['work_dir'])
   cli.run(main)

@@ -3,7 +3,7 @@
   python -m experiments.prepare_data --output_dir=DS --reviews=F[,F] \\
       [--metadata=F[,F]]
   python -m experiments.prepare_data --output_dir=DS --events=F \\
-      --columns=user=..,item=..,timestamp=..[,label=..,request=..,position=..] \\
+      --columns=user=..,item=..,timestamp=..[,label=..,request=..] \\
       [--items=F --item_key=.. --item_attributes=..]
   python -m experiments.prepare_data --output_dir=DS --synthetic
 """
@@ -17,7 +17,10 @@ from eain_jax.data.prepare import prepare
 from experiments import cli
 
 OUTPUT_DIR = flags.DEFINE_string(
-  'output_dir', None, 'Folder of the dataset; must be new or empty.'
+  'output_dir',
+  None,
+  'Folder of the dataset; must be new or empty.',
+  required=True,
 )
 cli.define_config(PrepareConfig)
 
@@ -52,5 +55,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.require(['output_dir'])
   cli.run(main)

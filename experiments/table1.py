@@ -10,12 +10,6 @@ import json
 from pathlib import Path
 
 from absl import flags
-
-from eain_jax.config import MODEL_CONFIGS, PrepareConfig, TrainConfig
-from eain_jax.data.dataset import Dataset, open_dataset, refuse_existing
-from eain_jax.data.prepare import prepare
-from eain_jax.errors import InputError
-from eain_jax.evaluation.evaluator import ceiling
 from eain_jax.reporting.console import (
   TrainingDisplay,
   console,
@@ -24,18 +18,26 @@ from eain_jax.reporting.console import (
 from eain_jax.reporting.page import render_page, write_text
 from eain_jax.reporting.plots import plot_training_curves
 from eain_jax.reporting.table1 import Run, build_table1, render_markdown
+
+from eain_jax.config import MODEL_CONFIGS, PrepareConfig, TrainConfig
+from eain_jax.data.dataset import Dataset, open_dataset, refuse_existing
+from eain_jax.data.prepare import prepare
+from eain_jax.errors import InputError
+from eain_jax.evaluation.evaluator import ceiling
 from eain_jax.training import loop
 from experiments import cli
 
 OUTPUT_DIR = flags.DEFINE_string(
-  'output_dir', None, 'Folder of the report and its runs.'
+  'output_dir', None, 'Folder of the report and its runs.', required=True
 )
 DATASET_DIR = flags.DEFINE_string(
   'dataset_dir', None, 'A prepared dataset; unset: the synthetic world.'
 )
 MODELS = flags.DEFINE_list('models', list(MODEL_CONFIGS), 'Rows of the table.')
 SEEDS = flags.DEFINE_integer(
-  'seeds', 1, 'Runs a model, from seeds 0, 1, ...; two or more give intervals.',
+  'seeds',
+  1,
+  'Runs a model, from seeds 0, 1, ...; two or more give intervals.',
   lower_bound=1,
 )
 NUM_EVENTS = flags.DEFINE_integer(
@@ -53,7 +55,9 @@ def plan_from_flags() -> dict:
   models = tuple(MODELS.value)
   repeated = len(set(models)) != len(models)
   if not models or repeated:
-    raise cli.FlagError(f'--models={",".join(models)} must name models, once each')
+    raise cli.FlagError(
+      f'--models={",".join(models)} must name models, once each'
+    )
   configs = {
     model: cli.model_config_from_flags(model, ignore_unused=True).to_dict()
     for model in models
@@ -135,5 +139,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.require(['output_dir'])
   cli.run(main)

@@ -1,22 +1,27 @@
 """Trains a model on a prepared dataset; goes on where it was interrupted.
 
-  python -m experiments.train --dataset_dir=DS --work_dir=W --model=eain
+python -m experiments.train --dataset_dir=DS --work_dir=W --model=eain
 """
 
 import json
 from pathlib import Path
 
 from absl import flags
+from eain_jax.reporting.console import TrainingDisplay, metrics_on_console
 
 from eain_jax.config import TrainConfig
 from eain_jax.data.dataset import open_dataset
-from eain_jax.reporting.console import TrainingDisplay, metrics_on_console
 from eain_jax.training.loop import fit
 from experiments import cli
 
-DATASET_DIR = flags.DEFINE_string('dataset_dir', None, 'A prepared dataset.')
+DATASET_DIR = flags.DEFINE_string(
+  'dataset_dir', None, 'A prepared dataset.', required=True
+)
 WORK_DIR = flags.DEFINE_string(
-  'work_dir', None, 'Folder of the run: settings, log, checkpoints, result.'
+  'work_dir',
+  None,
+  'Folder of the run: settings, log, checkpoints, result.',
+  required=True,
 )
 MODEL = flags.DEFINE_string('model', 'eain', 'lr, mf, dnn, din, deepfm, eain.')
 cli.define_models()
@@ -42,5 +47,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.require(['dataset_dir', 'work_dir'])
   cli.run(main)

@@ -12,6 +12,7 @@ for _flag in (
   if _flag.split('=')[0] not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_flag}'
 
+import dataclasses
 import json
 
 import jax
@@ -19,8 +20,10 @@ import numpy as np
 import pytest
 from absl import flags
 
-from eain_jax.config import PrepareConfig
+from eain_jax.config import MODEL_CONFIGS, PrepareConfig, TrainConfig
 from eain_jax.data.dataset import open_dataset
+from eain_jax.training.optimizer import make_optimizer
+from eain_jax.training.state import init_state
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 flags.FLAGS.mark_as_parsed()
@@ -78,3 +81,67 @@ def dataset(tmp_path_factory):
   )
   prepare(config, folder / 'dataset')
   return open_dataset(folder / 'dataset')
+
+
+SMALL_SETTINGS = {
+  'use_user': True,
+  'embedding_dim': 8,
+  'mlp': (16, 8),
+  'attention': (12, 6),
+  'attention_dim': 10,
+  'mask_hidden_dim': 20,
+  'paim_dim': 6,
+  'position_dim': 4,
+}
+
+
+@pytest.fixture(scope='session')
+def small_config():
+  """small_config(name, **settings): a model's settings, quick to compile."""
+
+  def make(name, **settings):
+    config_class = MODEL_CONFIGS[name]
+    names = {field.name for field in dataclasses.fields(config_class)}
+    small = {k: v for k, v in SMALL_SETTINGS.items() if k in names}
+    return config_class(**(small | settings))
+
+  return make
+
+
+@pytest.fixture(scope='session')
+def state_shapes():
+  """state_shapes(model, dataset, batch): a state of shapes alone."""
+
+  def make(model, dataset, batch):
+    optimizer = make_optimizer(TrainConfig(), 1)
+    return jax.eval_shape(
+      lambda: init_state(model, dataset.features, optimizer, batch, 0)
+    )
+
+  return make
+
+
+@pytest.fixture(scope='session')
+def randomized():
+  """randomized(state, seed): params and stats of a model far from its start.
+
+  `state` may hold shapes alone. All leaves are random, biases too, so that no
+  term of a model can hide, and logits are of order one.
+  """
+
+  def make(state, seed=0):
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+      name = path[-1].key
+      if name == 'variance':
+        return rng.uniform(0.5, 2.0, leaf.shape).astype(np.float32)
+      scale = 1.0 if path[1].key == 'tables' else 0.5
+      # The sum of products with a kernel's column keeps its size.
+      if 'kernel' in name or name in ('w1', 'w2', 'w3'):
+        scale = np.sqrt(leaf.shape[-1] / leaf.size)
+      return (scale * rng.normal(size=leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, (state.params, state.stats))
+
+  return make

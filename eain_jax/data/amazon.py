@@ -8,9 +8,9 @@ import array
 import ast
 import dataclasses
 import html
-import json
 import math
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,24 +22,22 @@ import polars as pl
 from eain_jax.data.events import (
   Codes,
   EventLog,
+  RawColumn,
   RawEvents,
   check_rejected,
   clean_events,
   rejected_table,
   to_seconds,
 )
-from eain_jax.data.lines import LineReader, ReadOptions
+from eain_jax.data.lines import LineReader, ReadOptions, first_lines
 from eain_jax.errors import InputError
 
 MAX_ATTRIBUTE_LENGTH = 200
-SAMPLE_LINES = 1_000
+SAMPLE_LINES = 100
+# Far beyond any; a larger number is junk, and may be beyond float64.
+MAX_RATING = 1e6
+MAX_PRICE = 1e9
 
-# Reviews say it differently a release: user, item, rating, time.
-REVIEW_KEYS = {
-  '2014': ('reviewerID', 'asin', 'overall', 'unixReviewTime'),
-  '2018': ('reviewerID', 'asin', 'overall', 'unixReviewTime'),
-  '2023': ('user_id', 'parent_asin', 'rating', 'timestamp'),
-}
 HEADER_NAMES = {
   'user': ('user_id', 'reviewerid', 'user', 'userid'),
   'item': ('parent_asin', 'asin', 'item', 'item_id', 'itemid', 'product_id'),
@@ -48,22 +46,22 @@ HEADER_NAMES = {
 }
 
 
-class _Review(msgspec.Struct):
+class _Review2014(msgspec.Struct):
   """The fields of a review that are read, of 2014 and 2018."""
 
-  reviewerID: str
-  asin: str
-  overall: int | float
-  unixReviewTime: int | float
+  user: str = msgspec.field(name='reviewerID')
+  item: str = msgspec.field(name='asin')
+  rating: int | float = msgspec.field(name='overall')
+  time: int | float = msgspec.field(name='unixReviewTime')
 
 
 class _Review2023(msgspec.Struct):
   """The fields of a review that are read, of 2023."""
 
-  user_id: str
-  parent_asin: str
+  user: str = msgspec.field(name='user_id')
+  item: str = msgspec.field(name='parent_asin')
   rating: int | float
-  timestamp: int | float
+  time: int | float = msgspec.field(name='timestamp')
 
 
 class _Metadata(msgspec.Struct):
@@ -78,29 +76,44 @@ class _Metadata(msgspec.Struct):
   price: Any = None
 
 
-def _first_line(path: Path, options: ReadOptions) -> bytes:
-  reader = LineReader(path, dataclasses.replace(options, allow_truncated=True))
-  for _, lines in reader.blocks():
-    for line in lines:
-      if line:
-        return line
-  raise InputError(f'{path} is empty: it holds no line')
-
-
 def _parse_record(line: bytes) -> dict[str, Any] | None:
   """A line as a dict, JSON or Python literal; None where it is neither."""
   try:
     record = msgspec.json.decode(line)
   except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
     try:
-      record = ast.literal_eval(line.decode())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+      record = _evaluate_literal(line.decode())
+    except ValueError:
       return None
   return record if isinstance(record, dict) else None
 
 
+def _record_format(path: Path, keys: set[str]) -> str:
+  """The format that a record's keys tell.
+
+  Raises:
+    InputError: they tell none.
+  """
+  if {'reviewerID', 'asin'} <= keys:
+    year = '2018' if 'verified' in keys else '2014'
+    return f'amazon-{year}-reviews'
+  if {'user_id', 'parent_asin'} <= keys:
+    return 'amazon-2023-reviews'
+  if 'parent_asin' in keys:
+    return 'amazon-2023-metadata'
+  if 'asin' in keys:
+    new = {'category', 'also_buy', 'also_view', 'main_cat', 'rank', 'tech1'}
+    year = '2018' if new & keys else '2014'
+    return f'amazon-{year}-metadata'
+  raise InputError(
+    f'{path}: not a file of Amazon reviews or metadata; its keys are '
+    f'{", ".join(sorted(map(str, keys))[:12])}. Read a log of your own with '
+    '--events and --columns'
+  )
+
+
 def detect_format(path: Path, options: ReadOptions) -> str:
-  """The format of one of Amazon's files, from its first line.
+  """The format of one of Amazon's files, from its first lines.
 
   Returns:
     amazon-{2014,2018,2023}-{reviews,metadata}, amazon-ratings-csv or
@@ -109,44 +122,35 @@ def detect_format(path: Path, options: ReadOptions) -> str:
   Raises:
     InputError: it is none of those.
   """
-  line = _first_line(path, options)
-  if line.startswith((b'{', b'[')):
-    record = _parse_record(line)
-    if record is None:
-      raise InputError(
-        f'{path}, line 1: neither a JSON object nor a Python literal: '
-        f'{line[:80].decode("utf-8", "replace")!r}'
-      )
-    keys = set(record)
-    if {'reviewerID', 'asin'} <= keys:
-      year = '2018' if 'verified' in keys else '2014'
-      return f'amazon-{year}-reviews'
-    if {'user_id', 'parent_asin'} <= keys:
-      return 'amazon-2023-reviews'
-    if 'parent_asin' in keys:
-      return 'amazon-2023-metadata'
-    if 'asin' in keys:
-      new = {'category', 'also_buy', 'also_view', 'main_cat', 'rank', 'tech1'}
-      year = '2018' if new & keys else '2014'
-      return f'amazon-{year}-metadata'
+  sample = first_lines(path, options, SAMPLE_LINES)
+  number, line = sample[0]
+  shown = line[:80].decode('utf-8', 'replace')
+  if line.startswith(b'['):
     raise InputError(
-      f'{path}: not a file of Amazon reviews or metadata; its keys are '
-      f'{", ".join(sorted(map(str, keys))[:12])}. Read a log of your own with '
-      '--events and --columns'
+      f'{path}, line {number}: a JSON array, {shown!r}; write one object a line'
     )
-  fields = line.decode('utf-8', 'replace').split(',')
+  # The first line may be a broken one; it is rejected like any other.
+  for _, line in sample:
+    if line.startswith(b'{') and (record := _parse_record(line)) is not None:
+      return _record_format(path, set(record))
+  fields = _csv_fields(sample[0][1])
   if len(fields) >= 4:
-    names = [field.strip().strip('"').lower() for field in fields]
-    if any(name in HEADER_NAMES['user'] for name in names):
+    if any(field.lower() in HEADER_NAMES['user'] for field in fields):
       return 'amazon-ratings-csv-header'
-    if len(fields) == 4 and _number(fields[2]) is not None and (
-      _number(fields[3]) is not None
+    if (
+      len(fields) == 4
+      and _number(fields[2]) is not None
+      and _number(fields[3]) is not None
     ):
       return 'amazon-ratings-csv'
+  if shown.startswith('{'):
+    raise InputError(
+      f'{path}, line {number}: neither a JSON object nor a Python literal: '
+      f'{shown!r}'
+    )
   raise InputError(
-    f'{path}: not one of Amazon\'s formats; its first line is '
-    f'{line[:80].decode("utf-8", "replace")!r}. Read a log of your own with '
-    '--events and --columns'
+    f"{path}: not one of Amazon's formats; its first line is {shown!r}. Read a "
+    'log of your own with --events and --columns'
   )
 
 
@@ -161,15 +165,16 @@ def _number(text: str) -> float | None:
 
 def _bad_fields(user: str, item: str, rating: float, time: float) -> str | None:
   """Why the fields of an event cannot be used, or None."""
-  if not user or not item:
+  if not user or not item or user.isspace() or item.isspace():
     return 'an id is empty'
   if '\0' in user or '\0' in item or '\ufffd' in user or '\ufffd' in item:
     return 'an id holds NUL or invalid UTF-8'
-  if not math.isfinite(rating):
-    return f'the rating is {rating}'
-  # Exact in float64, and far beyond any microsecond time stamp.
+  # Not isfinite, which fails on integers beyond float64.
+  if not -MAX_RATING < rating < MAX_RATING:
+    return 'the rating is not a number in range'
+  # Exact in float64, and far beyond any time stamp in microseconds.
   if not -(2**53) < time < 2**53 or time != int(time):
-    return f'the time {time} is not a whole number in range'
+    return 'the time is not a whole number in range'
   return None
 
 
@@ -192,30 +197,17 @@ class _Events:
 
 def _json_events(reader: LineReader, format_name: str, events: _Events) -> None:
   is_2023 = format_name == 'amazon-2023-reviews'
-  decoder = msgspec.json.Decoder(_Review2023 if is_2023 else _Review)
+  decode = msgspec.json.Decoder(_Review2023 if is_2023 else _Review2014).decode
   for start, lines in reader.blocks():
     for number, line in enumerate(lines, start):
       if not line:
         continue
       try:
-        record = decoder.decode(line)
+        record = decode(line)
       except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        reader.reject(number, str(error) or 'nested too deep', line)
+        reader.reject(number, str(error), line)
         continue
-      if isinstance(record, _Review2023):
-        fields = (
-          record.user_id,
-          record.parent_asin,
-          record.rating,
-          record.timestamp,
-        )
-      else:
-        fields = (
-          record.reviewerID,
-          record.asin,
-          record.overall,
-          record.unixReviewTime,
-        )
+      fields = record.user, record.item, record.rating, record.time
       if reason := _bad_fields(*fields):
         reader.reject(number, reason, line)
       else:
@@ -233,7 +225,8 @@ def _item_column(path: Path, rows: Sequence[Sequence[str]]) -> int:
   """
   asin = re.compile(r'[0-9A-Z]{10}')
   share = [
-    np.mean([asin.fullmatch(row[c]) is not None for row in rows]) for c in (0, 1)
+    sum(asin.fullmatch(row[c].strip()) is not None for row in rows) / len(rows)
+    for c in (0, 1)
   ]
   if share[0] > 0.9 and share[1] < 0.5:
     return 0
@@ -242,72 +235,86 @@ def _item_column(path: Path, rows: Sequence[Sequence[str]]) -> int:
   raise InputError(
     f'{path} has no header, and its ids do not tell which of the first two '
     f'columns is the item: {share[0]:.0%} and {share[1]:.0%} of them look '
-    'like ASINs; add a header user,item,rating,timestamp'
+    'like ASINs; add a header such as user,item,rating,timestamp'
   )
-
-
-def _csv_events(
-  reader: LineReader, format_name: str, events: _Events, notes: list[str]
-) -> None:
-  has_header = format_name.endswith('header')
-  order, width = None, 0
-  for start, lines in reader.blocks():
-    rows = [
-      line.decode('utf-8', 'replace').replace('"', '').split(',')
-      for line in lines
-    ]
-    if order is None:
-      if has_header:
-        first = next(i for i, line in enumerate(lines) if line)
-        header = [name.strip().lower() for name in rows[first]]
-        order, width = _header_order(reader.path, header), len(header)
-        said = 'its header'
-        rows[first], lines[first] = [], b''
-        reader.lines -= 1
-      else:
-        sample = [row for row in rows[:SAMPLE_LINES] if len(row) == 4]
-        column = _item_column(reader.path, sample)
-        order, width = [1 - column, column, 2, 3], 4
-        said = 'the look of its ids'
-      first = next((row for row in rows if len(row) == width), None)
-      if first:
-        user, item, rating, time = (first[i] for i in order)
-        notes.append(
-          f'{reader.path.name}: columns taken by {said}; its first event is '
-          f'user {user}, item {item}, rating {rating}, time {time}.'
-        )
-    for number, (row, line) in enumerate(zip(rows, lines, strict=True), start):
-      if not line:
-        continue
-      if len(row) != width:
-        reader.reject(number, f'{len(row)} fields, expected {width}', line)
-        continue
-      user, item, rating, time = (row[i].strip() for i in order)
-      rating, time = _number(rating), _number(time)
-      if rating is None or time is None:
-        reader.reject(number, 'the rating or the time is no number', line)
-      elif reason := _bad_fields(user, item, rating, time):
-        reader.reject(number, reason, line)
-      else:
-        events.add(user, item, rating, time, number)
 
 
 def _header_order(path: Path, header: list[str]) -> list[int]:
   """Places of user, item, rating and time in a header.
 
   Raises:
-    InputError: one of them is not there.
+    InputError: one of them is not there, or twice.
   """
   order = []
   for name, known in HEADER_NAMES.items():
-    found = [header.index(alias) for alias in known if alias in header]
+    found = [alias for alias in known if alias in header]
     if not found:
       raise InputError(
         f'{path}: its header has no column for the {name}, only '
         f'{", ".join(header)}; name them with --events and --columns'
       )
-    order.append(found[0])
+    if header.count(found[0]) > 1:
+      raise InputError(f'{path}: its header names {found[0]} twice')
+    order.append(header.index(found[0]))
   return order
+
+
+def _csv_fields(line: bytes) -> list[str]:
+  """Amazon's ids and numbers hold no comma, so quotes mean nothing."""
+  fields = line.decode('utf-8', 'replace').replace('"', '').split(',')
+  return [field.strip() for field in fields]
+
+
+def _csv_columns(
+  path: Path, has_header: bool, options: ReadOptions
+) -> tuple[list[int], int, str]:
+  """Places of user, item, rating and time; fields a row; and how we know.
+
+  Raises:
+    InputError: neither a header nor the ids tell.
+  """
+  # The look of the ids needs a good sample.
+  num = 1 if has_header else 10 * SAMPLE_LINES
+  sample = [_csv_fields(line) for _, line in first_lines(path, options, num)]
+  if has_header:
+    header = [name.lower() for name in sample[0]]
+    return _header_order(path, header), len(header), 'its header'
+  item = _item_column(path, [row for row in sample if len(row) == 4])
+  return [1 - item, item, 2, 3], 4, 'the look of its ids'
+
+
+def _csv_events(
+  reader: LineReader, format_name: str, events: _Events, notes: list[str]
+) -> None:
+  is_header = format_name.endswith('header')
+  order, width, said = _csv_columns(reader.path, is_header, reader.options)
+  is_first_event = True
+  for start, lines in reader.blocks():
+    for number, line in enumerate(lines, start):
+      if not line:
+        continue
+      if is_header:
+        is_header = False
+        reader.lines -= 1
+        continue
+      row = _csv_fields(line)
+      if len(row) != width:
+        reader.reject(number, f'{len(row)} fields, expected {width}', line)
+        continue
+      user, item, *texts = (row[place] for place in order)
+      rating, time = map(_number, texts)
+      if rating is None or time is None:
+        reader.reject(number, 'the rating or the time is no number', line)
+      elif reason := _bad_fields(user, item, rating, time):
+        reader.reject(number, reason, line)
+      else:
+        events.add(user, item, rating, time, number)
+        if is_first_event:
+          is_first_event = False
+          notes.append(
+            f'{reader.path.name}: columns taken by {said}; its first event is '
+            f'user {user}, item {item}, rating {texts[0]}, time {texts[1]}.'
+          )
 
 
 def _read_review_files(
@@ -344,14 +351,9 @@ def _read_review_files(
     sources.append(_source(reader, format_name, notes))
   timestamp = np.concatenate(times)
   kept = timestamp != np.iinfo(np.int64).min
-  user, item = (
-    dataclasses.replace(column, codes=column.codes[kept])
-    for column in (
-      events.user_of.column(events.user),
-      events.item_of.column(events.item),
-    )
-  )
-  rating = np.array(events.rating, np.float32)[kept]
+  user = RawColumn(np.array(events.user)[kept], events.user_of.values())
+  item = RawColumn(np.array(events.item)[kept], events.item_of.values())
+  rating = np.array(events.rating)[kept]
   return RawEvents(user, item, timestamp[kept], rating), readers, sources, notes
 
 
@@ -375,39 +377,84 @@ def _source(
   }
 
 
-_LITERAL_TOKENS = re.compile(
-  r"""'[^'\\]*'|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^'"]+""", re.DOTALL
+# Splits at strings. A quote that opens none takes all that follows, lest each
+# quote after it is tried against the rest of the line.
+_LITERAL_STRINGS = re.compile(
+  r"""('(?:[^'\\]++|\\.)*+'|"(?:[^"\\]++|\\.)*+"|['"].*+)""", re.DOTALL
 )
-_LITERAL_PUNCTUATION = re.compile(
-  r'(?:[\s\d.,:{}\[\]+-]|(?<=\d)[eE]|None|True|False)*'
+_LITERAL_OTHERS = re.compile(
+  r'(?:[\s\d.,:{}\[\]+-]|(?<=\d)[eE]|None|True|False)*+', re.ASCII
 )
+_WHOLE_STRING = re.compile(
+  r"""'(?:[^'\\]++|\\.)*+'|"(?:[^"\\]++|\\.)*+\"""", re.DOTALL
+)
+_ESCAPE = re.compile(
+  r"""\\(?:x[0-9a-fA-F]{2}|u(?![dD][89a-fA-F])[0-9a-fA-F]{4}|[\\'"nrtbf])"""
+  r"""|(?P<bare>["\t])|(?P<odd>\\)"""
+)
+
+
+class _NotTranslated(Exception):
+  """A string has an escape that JSON does not know."""
+
+
+def _translate_escape(match: re.Match) -> str:
+  if match['odd']:
+    raise _NotTranslated
+  text = match[0]
+  if match['bare']:
+    return '\\"' if text == '"' else '\\t'
+  if text[1] == 'x':
+    return f'\\u00{text[2:]}'
+  return "'" if text == "\\'" else text
 
 
 def literal_to_json(text: str) -> str | None:
   """A Python literal of dicts, lists, strings and numbers as JSON.
 
-  Faster than `ast.literal_eval`, and as safe: nothing is evaluated. None
-  where the text holds anything else, which `ast.literal_eval` may judge.
+  Faster than `ast.literal_eval`, and as safe: nothing is evaluated. What
+  decodes as JSON has the value that `ast.literal_eval` would give.
+
+  Returns:
+    JSON where the text is such a literal; None, or what is no JSON, where it
+    is not or where only `ast.literal_eval` can judge it.
   """
-  tokens = _LITERAL_TOKENS.findall(text)
-  if sum(map(len, tokens)) != len(text):
+  pieces = _LITERAL_STRINGS.split(text)
+  others, strings = pieces[::2], pieces[1::2]
+  joined = ','.join(others)
+  if not _LITERAL_OTHERS.fullmatch(joined):
     return None
-  parts = []
-  for token in tokens:
-    first = token[0]
-    if first == "'" and '\\' not in token and '"' not in token:
-      parts.append('"' + token[1:-1].replace('\t', '\\t') + '"')
-    elif first in '\'"':
-      try:
-        parts.append(json.dumps(ast.literal_eval(token)))
-      except (ValueError, SyntaxError):
-        return None
-    elif _LITERAL_PUNCTUATION.fullmatch(token):
-      token = token.replace('None', 'null')
-      parts.append(token.replace('True', 'true').replace('False', 'false'))
-    else:
+  if strings and not _WHOLE_STRING.fullmatch(strings[-1]):
+    return None
+  if 'e' in joined:  # None, True, False or an exponent.
+    for place, other in enumerate(others):
+      other = other.replace('None', 'null').replace('True', 'true')
+      pieces[2 * place] = other.replace('False', 'false')
+  if '\\' in text or '\t' in text:
+    try:
+      pieces[1::2] = [
+        f'"{_ESCAPE.sub(_translate_escape, string[1:-1])}"'
+        for string in strings
+      ]
+    except _NotTranslated:
       return None
-  return ''.join(parts)
+  else:
+    pieces[1::2] = [
+      '"' + string[1:-1].replace('"', '\\"') + '"' for string in strings
+    ]
+  return ''.join(pieces)
+
+
+def _evaluate_literal(text: str) -> Any:
+  """`ast.literal_eval`, silent, and with ValueError as its one exception."""
+  try:
+    with warnings.catch_warnings():
+      # An escape that Python does not know is a warning on standard error.
+      warnings.simplefilter('ignore')
+      return ast.literal_eval(text)
+  except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
+    reason = getattr(error, 'msg', None) or 'nested too deep'
+    raise ValueError(f'neither JSON nor a Python literal: {reason}') from error
 
 
 _METADATA = msgspec.json.Decoder(_Metadata)
@@ -420,26 +467,27 @@ def _decode_metadata(line: bytes) -> _Metadata:
     ValueError: it is neither, or its fields are of odd types.
   """
   try:
-    if not line.startswith(b"{'"):
-      return _METADATA.decode(line)
-    text = line.decode()
-    translated = literal_to_json(text)
-    if translated is not None:
-      try:
-        return _METADATA.decode(translated)
-      except msgspec.ValidationError:
-        raise
-      except msgspec.DecodeError:
-        pass  # Not what the translation expects; the slow way decides.
-    value = ast.literal_eval(text)
-    return msgspec.convert(value, _Metadata)
-  except (SyntaxError, MemoryError, RecursionError) as error:
-    raise ValueError(f'neither JSON nor a Python literal: {error}') from error
+    return _METADATA.decode(line)
+  except msgspec.ValidationError:
+    raise
+  except RecursionError as error:
+    raise ValueError('nested too deep') from error
+  except msgspec.DecodeError:
+    pass
+  text = line.decode()
+  translated = literal_to_json(text)
+  if translated is not None:
+    try:
+      return _METADATA.decode(translated)
+    except msgspec.ValidationError:
+      raise
+    except (msgspec.DecodeError, RecursionError):
+      pass  # Not what the translation expects; the slow way decides.
+  return msgspec.convert(_evaluate_literal(text), _Metadata)
 
 
-_PRICE = re.compile(
-  r'\$?\s*(\d[\d,]*(?:\.\d+)?)(?:\s*-\s*\$?\s*\d[\d,]*(?:\.\d+)?)?'
-)
+_DOLLARS = r'\$?\s*(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)'
+_PRICE = re.compile(rf'{_DOLLARS}(?:\s*-\s*{_DOLLARS})?', re.ASCII)
 
 
 def parse_price(value: Any) -> float | None:
@@ -450,18 +498,25 @@ def parse_price(value: Any) -> float | None:
   if isinstance(value, bool):
     return None
   if isinstance(value, int | float):
-    return float(value) if math.isfinite(value) and value >= 0 else None
-  if isinstance(value, str) and len(value) <= MAX_ATTRIBUTE_LENGTH:
-    if match := _PRICE.fullmatch(value.strip()):
-      return float(match[1].replace(',', ''))
-  return None
+    return float(value) if 0 <= value < MAX_PRICE else None
+  if not isinstance(value, str) or len(value) > MAX_ATTRIBUTE_LENGTH:
+    return None
+  match = _PRICE.fullmatch(value.strip())
+  if match is None:
+    return None
+  price = min(float(text.replace(',', '')) for text in match.groups() if text)
+  return price if price < MAX_PRICE else None
 
 
 def _clean_name(value: Any) -> str | None:
   """A brand or category as text, HTML entities resolved; None where empty."""
   if not isinstance(value, str) or len(value) > MAX_ATTRIBUTE_LENGTH:
     return None
-  return html.unescape(value).strip() or None
+  text = html.unescape(value).strip()
+  if not text.isascii():
+    # Halves of surrogate pairs, as \ud83d\ude00 in a literal, are joined.
+    text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+  return text or None
 
 
 def _category_path(record: _Metadata) -> list[str]:
@@ -487,8 +542,9 @@ def _leaf(record: _Metadata, path: list[str]) -> str | None:
 
 
 def _read_metadata_files(
-  paths: Sequence[str | Path], items: pl.Series, options: ReadOptions
+  paths: Sequence[str | Path], log: EventLog, options: ReadOptions
 ) -> tuple[pl.DataFrame, dict[str, int], list[LineReader], list, list[str]]:
+  items = log.items
   row_of = {item: row for row, item in enumerate(items)}
   leaves: list[str | None] = [None] * len(items)
   brands: list[str | None] = [None] * len(items)
@@ -510,8 +566,8 @@ def _read_metadata_files(
           continue
         try:
           record = _decode_metadata(line)
-        except (ValueError, RecursionError) as error:
-          reader.reject(number, str(error) or 'nested too deep', line)
+        except ValueError as error:
+          reader.reject(number, str(error), line)
           continue
         item = record.parent_asin or record.asin
         if not item:
@@ -535,10 +591,13 @@ def _read_metadata_files(
     readers.append(reader)
     sources.append(_source(reader, format_name, notes))
   if not seen.any():
-    formats = ', '.join(source['format'] for source in sources)
+    said = lambda sources: ', '.join(
+      f'{source["name"]}: {source["format"]}' for source in sources
+    )
     raise InputError(
-      f'not one of the {len(items)} items of the reviews is in the metadata '
-      f'({formats}): the files are of different categories or years'
+      f'not one of the {len(items)} items of the reviews ({said(log.sources)}) '
+      f'is in the metadata ({said(sources)}): the files are of different '
+      'categories or years'
     )
   table = pl.DataFrame(
     {
@@ -593,7 +652,7 @@ def read_amazon(
   )
   if metadata:
     table, counts, more, more_sources, more_notes = _read_metadata_files(
-      metadata, log.items, options
+      metadata, log, options
     )
     readers += more
     log = dataclasses.replace(

@@ -9,7 +9,7 @@ packed axes have few static sizes, so a step is compiled a handful of times.
 import collections
 import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import numpy as np
 
@@ -150,7 +150,10 @@ class Packer:
         len(distinct) + 1, self.base_items, dataset.num_items + 1
       )
     padded = lambda values, length: np.concatenate(
-      [values, np.zeros((length - len(values), *values.shape[1:]), values.dtype)]
+      [
+        values,
+        np.zeros((length - len(values), *values.shape[1:]), values.dtype),
+      ]
     )
     items = {}
     for name, table in dataset.item_ids.items():
@@ -190,10 +193,10 @@ def _make_packer(
   start, end = packer.history_range(sample)
   length = (end - start).astype(np.float64)
   # Six standard deviations of the sum of R independent lengths.
-  events = num_requests * length.mean() + 6 * np.sqrt(num_requests) * length.std()
-  base_events = _round_up(
-    min(max(events, 1), num_requests * history_length)
+  events = (
+    num_requests * length.mean() + 6 * np.sqrt(num_requests) * length.std()
   )
+  base_events = _round_up(min(max(events, 1), num_requests * history_length))
   most_items = dataset.num_items + 1
   base_items = min(base_events + num_requests * num_candidates, most_items)
   return dataclasses.replace(
@@ -229,7 +232,9 @@ class TrainStream:
     """The epoch, and int64 [<= num_requests] the part's rows of a step."""
     epoch, place = divmod(step, self.steps_per_epoch)
     begin = place * self.num_requests
-    index = np.arange(begin, min(begin + self.num_requests, len(self.packer.part)))
+    index = np.arange(
+      begin, min(begin + self.num_requests, len(self.packer.part))
+    )
     key = int(hash_bits(self.seed, 0x0D, epoch))
     return epoch, permute_index(index, len(self.packer.part), key)
 
@@ -275,7 +280,9 @@ class TrainStream:
       if len(shard['history']) != num_events or (
         len(shard['items']['item']) != num_items
       ):
-        shards[number] = pack(number, num_events=num_events, num_items=num_items)
+        shards[number] = pack(
+          number, num_events=num_events, num_items=num_items
+        )
     return stack(shards)
 
 
@@ -380,7 +387,7 @@ def make_eval_stream(
 
 def prefetch(
   make: Callable[[int], Batch], start: int, stop: int, *, ahead: int = 4
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
   """make(start), ..., make(stop - 1), in order, made ahead by two threads.
 
   An exception in `make` reaches the caller at its batch.
@@ -397,4 +404,3 @@ def prefetch(
     finally:
       for future in pending:
         future.cancel()
-

@@ -41,12 +41,14 @@ def _canonical_hash(values: Mapping[str, Any]) -> str:
 
 
 def refuse_existing(path: Path, flag: str = '--output_dir') -> None:
-  """Raises InputError where `path` is a file or a folder that holds something."""
+  """Raises InputError where `path` is a file or holds something."""
   if path.is_file():
-    raise InputError(f'{flag}={path} is a file: name a folder that is not there')
+    raise InputError(
+      f'{flag}={path} is a file: name a folder that is not there'
+    )
   if path.is_dir() and any(path.iterdir()):
     raise InputError(
-      f'{flag}={path} already holds something: name another folder, or remove it'
+      f'{flag}={path} already holds something: name another, or remove it'
     )
 
 

@@ -5,14 +5,15 @@ carry whole days, and about 40 % of them share their day with an earlier one of
 the same user, so this rule decides results.
 """
 
-import array
 import dataclasses
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import polars as pl
 
-from eain_jax.data.lines import LineReader
+from eain_jax.data.lines import ReadOptions
 from eain_jax.errors import InputError
 
 MILLISECONDS_FROM = 10**11
@@ -64,12 +65,11 @@ class EventLog:
   label: np.ndarray | None = None
   request: np.ndarray | None = None
   position: np.ndarray | None = None
-  context: Mapping[str, ContextColumn] = dataclasses.field(
-    default_factory=dict
-  )
+  context: Mapping[str, ContextColumn] = dataclasses.field(default_factory=dict)
   counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
   sources: tuple[Mapping[str, object], ...] = ()
   notes: tuple[str, ...] = ()
+
 
 @dataclasses.dataclass(frozen=True)
 class RawColumn:
@@ -281,14 +281,28 @@ def to_seconds(timestamp: np.ndarray) -> tuple[np.ndarray, str, np.ndarray]:
     magnitude than most and so cannot be trusted.
   """
   unit = np.where(
-    timestamp >= MICROSECONDS_FROM, 2, np.where(timestamp >= MILLISECONDS_FROM, 1, 0)
+    timestamp >= MICROSECONDS_FROM,
+    2,
+    np.where(timestamp >= MILLISECONDS_FROM, 1, 0),
   )
   common = int(np.bincount(unit, minlength=3).argmax())
   name = ('seconds', 'milliseconds', 'microseconds')[common]
   return timestamp // 1000**common, name, unit != common
 
 
-def check_rejected(reader: LineReader) -> None:
+class Reader(Protocol):
+  """What a LineReader, or what stands for it, knows after reading."""
+
+  path: Path
+  options: ReadOptions
+  lines: int
+  blank: int
+  rejected: list[tuple[int, str, str]]
+
+  def reject(self, line: int, reason: str, text: bytes | str) -> None: ...
+
+
+def check_rejected(reader: Reader) -> None:
   """Raises InputError where more lines of a file were rejected than allowed."""
   if len(reader.rejected) > reader.options.max_rejected * reader.lines:
     line, reason, _ = min(reader.rejected)
@@ -301,7 +315,7 @@ def check_rejected(reader: LineReader) -> None:
     raise InputError(f'{reader.path} holds no line of data')
 
 
-def rejected_table(readers: Iterable[LineReader]) -> pl.DataFrame:
+def rejected_table(readers: Iterable[Reader]) -> pl.DataFrame:
   """file, line, reason and text of every rejected line."""
   rows = [
     (reader.path.name, *rejected)
@@ -326,8 +340,6 @@ class Codes:
   def __call__(self, value: str) -> int:
     return self._number.setdefault(value, len(self._number))
 
-  def column(self, codes: array.array) -> RawColumn:
-    return RawColumn(
-      np.frombuffer(codes, np.int32) if len(codes) else np.zeros(0, np.int32),
-      pl.Series(list(self._number), dtype=pl.String),
-    )
+  def values(self) -> pl.Series:
+    """The strings, in the order of their numbers."""
+    return pl.Series(list(self._number), dtype=pl.String)

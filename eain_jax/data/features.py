@@ -6,6 +6,7 @@ and ids from 2 follow falling count, ties by value.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 import polars as pl
@@ -39,9 +40,7 @@ class Vocabulary:
   def table(self) -> pl.DataFrame:
     """The vocabulary as a person reads it: id, value, count."""
     ids = np.arange(NUM_RESERVED, self.num_rows, dtype=np.int32)
-    return pl.DataFrame(
-      {'id': ids, 'value': self.values, 'count': self.counts}
-    )
+    return pl.DataFrame({'id': ids, 'value': self.values, 'count': self.counts})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +119,7 @@ def price_buckets(price: pl.Series, train_count: np.ndarray) -> pl.Series:
   shares = np.arange(1, NUM_PRICE_BUCKETS) / NUM_PRICE_BUCKETS
   at = np.searchsorted(cumulative, shares * cumulative[-1])
   edges = np.unique(value[known][order][at])
-  middle = [
-    f'{low:g} to {high:g}'
-    for low, high in zip(edges[:-1], edges[1:], strict=True)
-  ]
+  middle = [f'{low:g} to {high:g}' for low, high in itertools.pairwise(edges)]
   names = [f'below {edges[0]:g}', *middle, f'{edges[-1]:g} or more']
   bucket = np.searchsorted(edges, value, side='right')
   return pl.Series(

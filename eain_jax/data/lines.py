@@ -16,6 +16,10 @@ from eain_jax.errors import InputError
 BLOCK_BYTES = 1 << 22
 MAX_LINE_BYTES = 1 << 24
 REJECTED_TEXT = 200
+# More than these, and most lines of a file among them, is the wrong file: to
+# keep them all would take all memory.
+MAX_REJECTED_KEPT = 200_000
+BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 # Window bits of zlib's for gzip framing.
 GZIP_WINDOW = 31
 
@@ -37,7 +41,7 @@ def check_file(path: str | Path) -> Path:
   """The path of a readable, non-empty file.
 
   Raises:
-    InputError: it is missing, a folder, unreadable or empty.
+    InputError: it is missing, a folder, a pipe, unreadable or empty.
   """
   path = Path(path)
   try:
@@ -45,6 +49,11 @@ def check_file(path: str | Path) -> Path:
       raise InputError(f'{path} is a folder, a file was expected')
     if not path.exists():
       raise InputError(f'{path} does not exist')
+    if not path.is_file():
+      # Each file is read twice, to know what it is and to take it in.
+      raise InputError(
+        f'{path} is a pipe or a device: write it to a file first'
+      )
     with path.open('rb') as file:
       if not file.read(1):
         raise InputError(f'{path} is empty')
@@ -66,7 +75,8 @@ class LineReader:
     path: the file.
     num_bytes: its size, as it lies on the disk.
     sha256: of its bytes, once all lines were read.
-    lines: lines with content, so far.
+    lines: lines with content, so far; whoever takes one for a header, or
+      several for one record, takes them off.
     blank: lines without, so far.
     truncated: the gzip stream ended early, and that was allowed.
     rejected: (line number, reason, text) of each line that was refused.
@@ -80,49 +90,72 @@ class LineReader:
     self.lines = self.blank = 0
     self.truncated = False
     self.rejected: list[tuple[int, str, str]] = []
+    self._complete = 0  # Lines that ended, whatever became of them.
 
   def reject(self, line: int, reason: str, text: bytes | str) -> None:
-    """Notes a line that is not used."""
+    """Notes a line that is not used.
+
+    Raises:
+      InputError: so many that this must be the wrong file.
+    """
+    # A character takes four bytes at most.
+    text = text[: 4 * REJECTED_TEXT]
     if isinstance(text, bytes):
-      text = text[:REJECTED_TEXT].decode('utf-8', 'replace')
-    self.rejected.append((line, reason, text[:REJECTED_TEXT]))
+      text = text.decode('utf-8', 'replace')
+    self.rejected.append((line, reason[:REJECTED_TEXT], text[:REJECTED_TEXT]))
+    allowed = max(self.options.max_rejected, 0.5) * self.lines
+    if len(self.rejected) > max(MAX_REJECTED_KEPT, allowed):
+      first, reason, _ = self.rejected[0]
+      raise InputError(
+        f'{self.path}: {len(self.rejected)} of the first {self.lines} lines '
+        f'were rejected, the first in line {first}: {reason}; this is not the '
+        'file that it should be'
+      )
 
   def blocks(self) -> Iterator[tuple[int, list[bytes]]]:
     """Number of the first line, from 1, and the lines of each block.
 
-    Line ends are stripped; blank lines are there, as empty bytes.
+    Line ends and a byte order mark are stripped; blank lines are there, as
+    empty bytes.
 
     Raises:
       InputError: the file is no text, a damaged or truncated gzip stream, or
         has a line of more than 16 MiB.
     """
-    number, carry = 1, b''
+    carry, is_first = b'', True
     for block in self._inflated():
-      if number == 1 and not carry:
+      if is_first:
         self._check_text(block)
-      *lines, carry = (carry + block).split(b'\n')
-      if len(carry) > MAX_LINE_BYTES:
+        block = block.removeprefix(BYTE_ORDER_MARK)
+        is_first = False
+      *lines, carry = pieces = (carry + block).split(b'\n')
+      if max(map(len, pieces)) > MAX_LINE_BYTES:
+        place = [len(line) > MAX_LINE_BYTES for line in pieces].index(True)
         raise InputError(
-          f'{self.path}, line {number + len(lines)}: longer than '
+          f'{self.path}, line {self._complete + place + 1}: longer than '
           f'{MAX_LINE_BYTES >> 20} MiB, so this is not a file of records'
         )
       if lines:
-        yield number, self._count(lines)
-        number += len(lines)
-    if self.truncated:
-      return
-    if carry:
-      yield number, self._count([carry])
+        yield self._count(lines)
+    if carry and not self.truncated:
+      yield self._count([carry])
+    if self.truncated and not self._complete:
+      raise InputError(
+        f'{self.path} is a truncated gzip file without one complete line: '
+        'download it again'
+      )
 
-  def _count(self, lines: list[bytes]) -> list[bytes]:
-    lines = [line.strip(b'\r \t\xef\xbb\xbf') for line in lines]
+  def _count(self, lines: list[bytes]) -> tuple[int, list[bytes]]:
+    first = self._complete + 1
+    lines = [b'' if line.isspace() else line.rstrip(b'\r') for line in lines]
     blank = lines.count(b'')
     self.lines += len(lines) - blank
     self.blank += blank
-    return lines
+    self._complete += len(lines)
+    return first, lines
 
   def _check_text(self, block: bytes) -> None:
-    head = block[:4096].lstrip(b'\xef\xbb\xbf \t\r\n').lower()
+    head = block[:4096].lstrip(BYTE_ORDER_MARK + b' \t\r\n').lower()
     if head.startswith((b'<!doctype', b'<html', b'<?xml', b'<head')):
       raise InputError(
         f'{self.path} is an HTML or XML page, not data: download the file again'
@@ -151,22 +184,25 @@ class LineReader:
     inflater, any_output = None, False
     for block in itertools.chain([first], raw):
       while block:
-        inflater = inflater or zlib.decompressobj(GZIP_WINDOW)
+        if inflater is None:
+          # A file may hold several gzip members; zeros may pad its end.
+          block = block.lstrip(b'\0')
+          if not block:
+            break
+          inflater = zlib.decompressobj(GZIP_WINDOW)
         try:
           text = inflater.decompress(block, BLOCK_BYTES)
         except zlib.error as error:
           raise InputError(
             f'{self.path} is a damaged gzip file, after line '
-            f'{self.lines + self.blank}: download it again'
+            f'{self._complete}: download it again'
           ) from error
         if text:
           any_output = True
           yield text
         block = inflater.unconsumed_tail
         if inflater.eof:
-          # A file may hold several gzip members; zeros may pad its end.
-          block = inflater.unused_data.lstrip(b'\0')
-          inflater = None
+          block, inflater = inflater.unused_data, None
     if inflater is not None:
       if text := inflater.flush():
         any_output = True
@@ -174,9 +210,27 @@ class LineReader:
       if not self.options.allow_truncated:
         raise InputError(
           f'{self.path} is a truncated gzip file: it ends within line '
-          f'{self.lines + self.blank + 1}; download it again, or keep its '
-          'complete lines with --allow_truncated'
+          f'{self._complete + 1}; download it again, or keep its complete '
+          'lines with --allow_truncated'
         )
       self.truncated = True
-    if not any_output:
+    elif not any_output:
       raise InputError(f'{self.path} is empty: a gzip file without content')
+
+
+def first_lines(
+  path: str | Path, options: ReadOptions, num: int
+) -> list[tuple[int, bytes]]:
+  """The first lines with content of a file, at most `num`, numbered.
+
+  Raises:
+    InputError: the file cannot be read, or holds none.
+  """
+  found = []
+  for first, lines in LineReader(path, options).blocks():
+    found += [(n, line) for n, line in enumerate(lines, first) if line]
+    if len(found) >= num:
+      break
+  if not found:
+    raise InputError(f'{path} is empty: it holds no line')
+  return found[:num]

@@ -6,12 +6,15 @@ it, or a glob, is read by Polars, columns at a time.
 """
 
 import array
+import collections
 import csv
 import dataclasses
 import datetime
 import glob
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +27,32 @@ from eain_jax.data.events import (
   EventLog,
   RawColumn,
   RawEvents,
+  Reader,
   check_rejected,
   clean_events,
   rejected_table,
   to_seconds,
 )
-from eain_jax.data.lines import LineReader, ReadOptions, check_file, hash_file
+from eain_jax.data.lines import (
+  LineReader,
+  ReadOptions,
+  check_file,
+  first_lines,
+  hash_file,
+)
 from eain_jax.errors import InputError
 
 REQUIRED = ('user', 'item', 'timestamp')
 OPTIONAL = ('rating', 'label', 'request', 'position')
 MAX_INT32 = 2**31 - 1
+# Far beyond any rating; float32 holds it.
+MAX_RATING = 1e30
+# Exact in float64, and far beyond any time stamp in microseconds.
+MAX_TIME = 2**53 - 1
+# Bytes; further than this no quoted field reaches, but a stray quote would.
+MAX_QUOTED = 1 << 17
+# What Hive calls the folder of rows without a value.
+HIVE_NULL = '__HIVE_DEFAULT_PARTITION__'
 
 
 class _Refused(ValueError):
@@ -43,25 +61,36 @@ class _Refused(ValueError):
 
 def _identifier(name: str, value: Any) -> str:
   """An id or category as text."""
+  if value is None:
+    raise _Refused(f'the {name} is missing')
   if isinstance(value, str):
     text = value
   elif isinstance(value, int) and not isinstance(value, bool):
     text = str(value)
   else:
     raise _Refused(f'the {name} is {value!r}, neither text nor an integer')
-  if not text:
+  if not text or text.isspace():
     raise _Refused(f'the {name} is empty')
   if '\0' in text or '\ufffd' in text:
     raise _Refused(f'the {name} holds NUL or invalid UTF-8')
   return text
 
 
+def _category(name: str, value: Any) -> str:
+  """The value of a context column as text."""
+  return _identifier(
+    name, str(value).lower() if isinstance(value, bool) else value
+  )
+
+
 def _finite(name: str, value: Any) -> float:
-  if isinstance(value, bool) or value is None:
-    raise _Refused(f'the {name} is {value!r}')
+  if value is None or value == '':
+    raise _Refused(f'the {name} is missing')
+  if isinstance(value, bool):
+    raise _Refused(f'the {name} is {value}')
   try:
     number = float(value)
-  except (TypeError, ValueError) as error:
+  except (TypeError, ValueError, OverflowError) as error:
     raise _Refused(f'the {name} {value!r} is not a number') from error
   if not math.isfinite(number):
     raise _Refused(f'the {name} is {value}')
@@ -70,11 +99,9 @@ def _finite(name: str, value: Any) -> float:
 
 def _timestamp(name: str, value: Any) -> int:
   """Whole seconds (or the log's own order), or an ISO 8601 date as seconds."""
-  if isinstance(value, int) and not isinstance(value, bool):
-    number = value
-  elif isinstance(value, str) and not _looks_numeric(value):
+  if isinstance(value, str) and value and not _looks_numeric(value):
     try:
-      time = datetime.datetime.fromisoformat(value)
+      time = datetime.datetime.fromisoformat(value.strip())
     except ValueError as error:
       raise _Refused(
         f'the {name} {value!r} is neither a number nor an ISO 8601 date'
@@ -82,17 +109,23 @@ def _timestamp(name: str, value: Any) -> int:
     if time.tzinfo is None:
       time = time.replace(tzinfo=datetime.UTC)
     return math.floor(time.timestamp())
-  else:
-    number = math.floor(_finite(name, value))
-  if not -(2**53) < number < 2**53:
+  number = _finite(name, value)
+  if not -MAX_TIME <= number <= MAX_TIME:
     raise _Refused(f'the {name} {value} is out of range')
-  return number
+  return math.floor(number)
 
 
 def _looks_numeric(text: str) -> bool:
   """Digits with at most a sign, a point or an exponent; no date is."""
-  body = text.lstrip('+-')
+  body = text.strip().lstrip('+-')
   return body.replace('.', '', 1).isdigit() or 'e' in body.lower()
+
+
+def _rating(name: str, value: Any) -> float:
+  number = _finite(name, value)
+  if abs(number) >= MAX_RATING:
+    raise _Refused(f'the {name} {value} is out of range')
+  return number
 
 
 def _label(name: str, value: Any) -> int:
@@ -120,15 +153,16 @@ class _Column:
     self.codes = None
     kinds: dict[str, tuple[str, Callable]] = {
       'timestamp': ('q', _timestamp),
-      'rating': ('f', _finite),
+      'rating': ('f', _rating),
       'label': ('b', _label),
       'position': ('i', _position),
     }
-    typecode, self._parse = kinds.get(name, ('i', _identifier))
+    self._is_context = name not in REQUIRED + OPTIONAL
+    other = ('i', _category if self._is_context else _identifier)
+    typecode, self._parse = kinds.get(name, other)
     self.values = array.array(typecode)
     if name not in kinds:
       self.codes = Codes()
-    self._may_be_null = name not in REQUIRED + OPTIONAL
 
   def parse(self, value: Any) -> Any:
     """The value to append.
@@ -136,74 +170,109 @@ class _Column:
     Raises:
       _Refused: it cannot be used.
     """
-    if self._may_be_null and (value is None or value == ''):
+    if self._is_context and (
+      value is None or (isinstance(value, str) and not value.strip())
+    ):
       return -1
     parsed = self._parse(self.name, value)
     return self.codes(parsed) if self.codes else parsed
 
-  def column(self) -> RawColumn:
-    assert self.codes is not None
-    return self.codes.column(self.values)
+
+def _text_format(path: str | Path, options: ReadOptions) -> str:
+  """json-lines, tsv or csv, from the first line.
+
+  Raises:
+    InputError: it is a JSON array.
+  """
+  [(number, line)] = first_lines(path, options, 1)
+  if line.startswith(b'['):
+    raise InputError(
+      f'{path}, line {number}: a JSON array; write one object a line'
+    )
+  if line.startswith(b'{'):
+    return 'json-lines'
+  return 'tsv' if b'\t' in line else 'csv'
 
 
-def _csv_rows(reader: LineReader) -> Iterator[tuple[int, Any]]:
-  """The header as (0, names), then each row as (line number, fields)."""
-  place = [0]
+def _fields(text: str, delimiter: str) -> list[str] | None:
+  """The fields of a row; None where a quoted one goes on after the text.
 
-  def text() -> Iterator[str]:
-    for start, lines in reader.blocks():
-      for number, line in enumerate(lines, start):
-        place[0] = number
-        yield line.decode('utf-8', 'replace') + '\n'
+  Raises:
+    csv.Error: a quoted field is followed by something.
+  """
+  if '"' not in text:
+    return text.split(delimiter)
+  try:
+    return next(csv.reader([text], delimiter=delimiter, strict=True))
+  except csv.Error as error:
+    if str(error) == 'unexpected end of data':
+      return None
+    raise
 
-  lines = text()
-  header = next((line for line in lines if line.strip()), '')
-  delimiter = '\t' if '\t' in header else ','
-  yield 0, next(csv.reader([header], delimiter=delimiter))
-  reader.lines -= 1
-  first = place[0] + 1
-  rows = csv.reader(lines, delimiter=delimiter)
-  while True:
-    try:
-      row = next(rows)
-    except StopIteration:
-      return
-    except csv.Error as error:
-      reader.reject(first, str(error), '')
-      first = place[0] + 1
+
+def _csv_rows(
+  reader: LineReader, delimiter: str
+) -> Iterator[tuple[int, list[str], str]]:
+  """Line number, fields and text of each row, the header first.
+
+  A quoted field may hold line ends; such a row counts as one line. Where a
+  quote does not end, or ends at a wrong number of fields, it is a stray one:
+  its line is rejected, and those after it are read as if it were not.
+  """
+  lines = (
+    (number, line.decode('utf-8', 'replace'))
+    for start, block in reader.blocks()
+    for number, line in enumerate(block, start)
+  )
+  again: collections.deque[tuple[int, str]] = collections.deque()
+  take = lambda: again.popleft() if again else next(lines, None)
+  width = None
+  while (line := take()) is not None:
+    number, text = line
+    if not text:
       continue
-    if row:
-      # A quoted field may hold line ends; such a row counts as one line.
-      reader.lines -= max(0, place[0] - first)
-      yield first, row
-    first = place[0] + 1
+    more: list[tuple[int, str]] = []
+    size = len(text)
+    try:
+      row = _fields(text, delimiter)
+      while row is None and size < MAX_QUOTED and (line := take()) is not None:
+        more.append(line)
+        size += len(line[1]) + 1
+        if '"' in line[1]:
+          row = _fields('\n'.join([text, *(t for _, t in more)]), delimiter)
+      if row is None or (more and width and len(row) != width):
+        raise csv.Error('a quote is not closed')
+    except csv.Error as error:
+      reader.reject(number, str(error), text)
+      again.extendleft(reversed(more))
+      continue
+    num_texts = sum(bool(text) for _, text in more)
+    reader.lines -= num_texts
+    reader.blank -= len(more) - num_texts
+    if width is None:
+      width = len(row)
+      reader.lines -= 1
+    yield number, row, text
 
 
-def _json_rows(reader: LineReader) -> Iterator[tuple[int, Any]]:
-  """Each object as (line number, dict); what is none is rejected."""
-  decoder = msgspec.json.Decoder()
+def _json_rows(
+  reader: LineReader,
+) -> Iterator[tuple[int, dict[str, Any], bytes]]:
+  """Line number, object and text; what is no object is rejected."""
+  decode = msgspec.json.Decoder().decode
   for start, lines in reader.blocks():
     for number, line in enumerate(lines, start):
       if not line:
         continue
       try:
-        record = decoder.decode(line)
+        record = decode(line)
       except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        reader.reject(number, str(error) or 'nested too deep', line)
+        reader.reject(number, str(error), line)
         continue
       if isinstance(record, dict):
-        yield number, record
+        yield number, record, line
       else:
         reader.reject(number, 'not a JSON object', line)
-
-
-def _is_json(path: Path, options: ReadOptions) -> bool:
-  reader = LineReader(path, dataclasses.replace(options, allow_truncated=True))
-  for _, lines in reader.blocks():
-    for line in lines:
-      if line:
-        return line.startswith(b'{')
-  raise InputError(f'{path} is empty: it holds no line')
 
 
 def _require_columns(
@@ -215,80 +284,181 @@ def _require_columns(
         f'{path} has no column {column!r} for {name}; it has '
         f'{", ".join(map(str, found))}: mend {flag}'
       )
+    if found.count(column) > 1:
+      raise InputError(f'{path} has two columns of the name {column!r}')
+
+
+def _text_rows(
+  reader: LineReader, format_name: str, wanted: Mapping[str, str], flag: str
+) -> Iterator[tuple[int, list[Any], str | bytes]]:
+  """Line number, the wanted columns' values, and text of each row.
+
+  Raises:
+    InputError: a column is not there.
+  """
+  if format_name == 'json-lines':
+    keys = list(wanted.values())
+    known: dict[str, None] = {}
+    for number, record, line in _json_rows(reader):
+      known.update(dict.fromkeys(record))
+      yield number, [record.get(key) for key in keys], line
+    if known:
+      _require_columns(reader.path, wanted, list(known), flag)
+    return
+  rows = _csv_rows(reader, '\t' if format_name == 'tsv' else ',')
+  _, header, _ = next(rows, (0, [], ''))
+  header = [name.strip() for name in header]
+  _require_columns(reader.path, wanted, header, flag)
+  places = [header.index(column) for column in wanted.values()]
+  for number, row, text in rows:
+    if len(row) == len(header):
+      yield number, [row[place] for place in places], text
+    else:
+      reader.reject(
+        number, f'{len(row)} fields, the header has {len(header)}', text
+      )
+
+
+def _source(
+  reader: LineReader, format_name: str, notes: list[str]
+) -> dict[str, Any]:
+  """What the manifest says of a text file."""
+  if reader.truncated:
+    notes.append(
+      f'{reader.path.name}: a truncated gzip file; its {reader.lines} complete '
+      'lines were kept.'
+    )
+  return {
+    'name': reader.path.name,
+    'bytes': reader.num_bytes,
+    'sha256': reader.sha256,
+    'format': format_name,
+    'lines': reader.lines,
+    'blank': reader.blank,
+    'rejected': len(reader.rejected),
+  }
+
+
+def _time_note(name: str, unit: str) -> list[str]:
+  if unit == 'seconds':
+    return []
+  return [f'{name}: times in {unit} were read as seconds.']
+
+
+def _odd_time(unit: str) -> str:
+  return f'the time is not in {unit} as most of the file is'
 
 
 def _read_text(
-  path: Path, columns: Mapping[str, str], options: ReadOptions
-) -> tuple[dict[str, _Column], LineReader, str]:
-  """Every column of a text file, and the reader with its rejected lines."""
-  is_json = _is_json(path, options)
+  path: str, columns: Mapping[str, str], options: ReadOptions
+) -> tuple[RawEvents, list[Reader], list[dict[str, Any]], list[str]]:
+  """The events of a text file."""
+  format_name = _text_format(path, options)
   reader = LineReader(path, options)
-  made = {name: _Column(name) for name in columns}
+  made = [_Column(name) for name in columns]
   lines = array.array('q')
-  if is_json:
-    rows, format_name = _json_rows(reader), 'json-lines'
-    keys: dict[str, Any] = dict(columns)
-    get = lambda row, key: row.get(key)
-    width = None
-    known: set[str] = set()
-  else:
-    rows = _csv_rows(reader)
-    _, header = next(rows)
-    header = [name.strip() for name in header]
-    repeated = {name for name in header if header.count(name) > 1}
-    if repeated & set(columns.values()):
-      raise InputError(
-        f'{path}: its header names {", ".join(sorted(repeated))} twice'
-      )
-    _require_columns(path, columns, header, '--columns')
-    keys = {name: header.index(column) for name, column in columns.items()}
-    get = lambda row, key: row[key]
-    width, format_name, known = len(header), 'text-table', set()
-  parsed: dict[str, Any] = {}
-  for number, row in rows:
-    if width is not None and len(row) != width:
-      reader.reject(
-        number, f'{len(row)} fields, the header has {width}', str(row)
-      )
-      continue
-    if width is None:
-      known.update(row)
+  for number, row, text in _text_rows(
+    reader, format_name, columns, '--columns'
+  ):
     try:
-      for name, column in made.items():
-        parsed[name] = column.parse(get(row, keys[name]))
+      values = [
+        column.parse(value) for column, value in zip(made, row, strict=True)
+      ]
     except _Refused as error:
-      reader.reject(number, str(error), str(row))
+      reader.reject(number, str(error), text)
       continue
-    for name, column in made.items():
-      column.values.append(parsed[name])
+    for column, value in zip(made, values, strict=True):
+      column.values.append(value)
     lines.append(number)
-  if is_json and known:
-    _require_columns(path, columns, sorted(known), '--columns')
-  time = np.array(made['timestamp'].values, np.int64)
-  _, unit, odd = to_seconds(time)
+  arrays = {column.name: np.array(column.values) for column in made}
+  arrays['timestamp'], unit, odd = to_seconds(arrays['timestamp'])
   for row in np.flatnonzero(odd):
-    reader.reject(
-      lines[row],
-      f'the time {time[row]} is not in {unit} as most of the file is',
-      '',
-    )
+    reader.reject(lines[row], _odd_time(unit), '')
   check_rejected(reader)
-  return made, reader, format_name
+  codes = {
+    column.name: RawColumn(arrays.pop(column.name)[~odd], column.codes.values())
+    for column in made
+    if column.codes
+  }
+  numbers = {name: values[~odd] for name, values in arrays.items()}
+  notes = _time_note(reader.path.name, unit)
+  source = _source(reader, format_name, notes)
+  return _raw_events(codes, numbers, columns), [reader], [source], notes
 
 
-def _parquet_files(path: str) -> list[Path]:
-  """The Parquet files of a file, a folder or a glob, sorted; or none."""
-  if Path(path).is_dir():
-    # Engines leave hidden files and markers such as _SUCCESS beside the parts.
-    return sorted(
-      file
-      for file in Path(path).rglob('*.parquet')
-      if not file.name.startswith(('.', '_'))
-    )
-  matches = sorted(map(Path, glob.glob(path, recursive=True)))
-  if not matches and not glob.has_magic(path):
-    check_file(path)
-  return [m for m in matches if m.is_file() and _is_parquet(m)]
+@dataclasses.dataclass
+class _ParquetFile:
+  """One of the files of a Parquet source, and what stands in their way.
+
+  Attributes:
+    path: the file.
+    partition: column names to values, from the folders that it lies in.
+    options: how forgiving to be.
+    lines: its rows.
+    rejected: (row number from 1, reason, '') of each row that was refused.
+  """
+
+  path: Path
+  partition: Mapping[str, str | None]
+  options: ReadOptions
+  lines: int = 0
+  blank: int = 0
+  rejected: list[tuple[int, str, str]] = dataclasses.field(default_factory=list)
+
+  def read(self, wanted: Mapping[str, str], flag: str) -> pl.DataFrame:
+    """The wanted columns, under the names that the file has for them.
+
+    Raises:
+      InputError: the file is damaged or a column is not there.
+    """
+    columns = list(dict.fromkeys(wanted.values()))
+    try:
+      scan = pl.scan_parquet(self.path, glob=False, hive_partitioning=False)
+      names = scan.collect_schema().names()
+      inherited = [name for name in self.partition if name not in names]
+      _require_columns(self.path, wanted, [*names, *inherited], flag)
+      frame = (
+        scan.with_columns(
+          pl.lit(self.partition[name], pl.String).alias(name)
+          for name in inherited
+        )
+        .select(columns)
+        .collect()
+      )
+    except (
+      pl.exceptions.PolarsError,
+      pl.exceptions.PanicException,
+      OSError,
+    ) as error:
+      raise InputError(
+        f'{self.path} cannot be read as Parquet: {_first_line(error)}'
+      ) from error
+    self.lines = frame.height
+    return frame
+
+  def reject(self, line: int, reason: str, text: bytes | str) -> None:
+    """Notes a row that is not used; it has no text."""
+    self.rejected.append((line, reason, ''))
+
+  def source(self, format_name: str) -> dict[str, Any]:
+    """What the manifest says of the file."""
+    return {
+      'name': self.path.name,
+      'bytes': self.path.stat().st_size,
+      'sha256': hash_file(self.path),
+      'format': format_name,
+      'lines': self.lines,
+      'rejected': len(self.rejected),
+    }
+
+
+def _first_line(error: BaseException) -> str:
+  return (str(error).splitlines() or ['no reason given'])[0]
+
+
+def _is_hidden(path: Path) -> bool:
+  """Engines leave such files and folders beside the data, as _delta_log."""
+  return any(part.startswith(('.', '_')) for part in path.parts)
 
 
 def _is_parquet(path: Path) -> bool:
@@ -296,49 +466,77 @@ def _is_parquet(path: Path) -> bool:
     return file.read(4) == b'PAR1'
 
 
-def _collect(path: str, scan: pl.LazyFrame) -> pl.DataFrame:
-  """Runs a query; whatever Polars raises becomes one sentence."""
-  try:
-    return scan.collect()
-  except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-    first = str(error).splitlines()[0]
-    raise InputError(f'{path} cannot be read as Parquet: {first}') from error
+def _parquet_files(path: str, options: ReadOptions) -> list[_ParquetFile]:
+  """The Parquet files of a file, a folder or a glob, sorted.
+
+  Returns:
+    None of them where the path is a file of another kind.
+
+  Raises:
+    InputError: nothing is there, or what a glob names is no Parquet file.
+  """
+  if Path(path).is_dir():
+    base, matches = Path(path), [Path(path)]
+  elif Path(path).exists() or not glob.has_magic(path):
+    file = check_file(path)
+    return [_ParquetFile(file, {}, options)] if _is_parquet(file) else []
+  else:
+    parts = Path(path).parts
+    base = Path(*itertools.takewhile(lambda p: not glob.has_magic(p), parts))
+    matches = [Path(match) for match in glob.glob(path, recursive=True)]
+  files = set()
+  for match in matches:
+    if match.is_dir():
+      files.update(match.rglob('*.parquet'))
+    elif not _is_hidden(match.relative_to(base)):
+      if not _is_parquet(check_file(match)):
+        raise InputError(f'{match}, which {path} names, is no Parquet file')
+      files.add(match)
+  found = []
+  for file in sorted(files):
+    inner = file.relative_to(base)
+    if not _is_hidden(inner) and file.is_file():
+      pairs = [part.partition('=') for part in inner.parts[:-1] if '=' in part]
+      partition = {
+        key: None if value == HIVE_NULL else urllib.parse.unquote(value)
+        for key, _, value in pairs
+      }
+      found.append(_ParquetFile(file, partition, options))
+  if not found:
+    raise InputError(f'{path} holds no Parquet file, *.parquet')
+  return found
 
 
-def _scan_parquet(path: str, files: list[Path]) -> pl.LazyFrame:
-  partitioned = Path(path).is_dir()
-  return pl.scan_parquet(
-    [str(file) for file in files], hive_partitioning=partitioned
-  )
-
-
-def _schema_names(path: str, scan: pl.LazyFrame) -> list[str]:
-  try:
-    return scan.collect_schema().names()
-  except (
-    pl.exceptions.PolarsError,
-    pl.exceptions.PanicException,
-    OSError,
-  ) as error:
-    first = str(error).splitlines()[0]
-    raise InputError(f'{path} cannot be read as Parquet: {first}') from error
+def _check_all_rejected(path: str, files: Sequence[_ParquetFile]) -> None:
+  """`check_rejected` over all files of a source: parts may be small."""
+  rejected = [
+    (row, f'{reason} ({file.path.name})' if len(files) > 1 else reason, text)
+    for file in files
+    for row, reason, text in file.rejected
+  ]
+  num_lines = sum(file.lines for file in files)
+  whole = _ParquetFile(Path(path), {}, files[0].options, num_lines)
+  whole.rejected = rejected
+  check_rejected(whole)
 
 
 def _parquet_time(column: pl.Series) -> pl.Series:
   """int64, null where there is no time."""
   if column.dtype == pl.Date:
-    return column.cast(pl.Datetime('ms')).dt.epoch('s')
-  if isinstance(column.dtype, pl.Datetime):
-    return column.dt.epoch('s')
-  if column.dtype.is_integer():
-    return column.cast(pl.Int64, strict=False)
-  if column.dtype.is_float():
-    return column.fill_nan(None).floor().cast(pl.Int64, strict=False)
-  return pl.Series(
-    column.name,
-    [_timestamp_or_none(value) for value in column],
-    dtype=pl.Int64,
+    time = column.cast(pl.Datetime('ms')).dt.epoch('s')
+  elif isinstance(column.dtype, pl.Datetime):
+    time = column.dt.epoch('s')
+  elif column.dtype.is_integer():
+    time = column.cast(pl.Int64, strict=False)
+  elif column.dtype.is_float():
+    time = column.fill_nan(None).floor().cast(pl.Int64, strict=False)
+  else:
+    values = [_timestamp_or_none(value) for value in column]
+    time = pl.Series(column.name, values, dtype=pl.Int64)
+  frame = pl.select(
+    pl.when(time.is_between(-MAX_TIME, MAX_TIME)).then(time).alias('time')
   )
+  return frame['time']
 
 
 def _timestamp_or_none(value: Any) -> int | None:
@@ -348,19 +546,23 @@ def _timestamp_or_none(value: Any) -> int | None:
     return None
 
 
-def _parquet_codes(column: pl.Series) -> RawColumn:
-  """Codes of a Parquet column; null and the empty text are -1."""
+def _parquet_codes(path: str, column: pl.Series) -> RawColumn:
+  """Codes of a column; -1 where it has no value or one that no id can be.
+
+  Raises:
+    InputError: it is neither text nor integers.
+  """
+  if isinstance(column.dtype, pl.Categorical | pl.Enum):
+    column = column.cast(pl.String)
   if not (column.dtype.is_integer() or column.dtype in (pl.String, pl.Boolean)):
-    if isinstance(column.dtype, pl.Categorical | pl.Enum):
-      column = column.cast(pl.String)
-    else:
-      raise InputError(
-        f'the column {column.name!r} is of type {column.dtype}: ids and '
-        'categories must be text or integers'
-      )
+    raise InputError(
+      f'{path}: the column {column.name!r} is of type {column.dtype}; ids and '
+      'categories must be text or integers'
+    )
   values = column.unique().drop_nulls()
   if column.dtype == pl.String:
-    values = values.filter(values != '')
+    is_bad = values.str.contains('[\0\ufffd]') | ~values.str.contains(r'\S')
+    values = values.filter(~is_bad)
   numbered = pl.DataFrame(
     {'value': values, 'code': np.arange(len(values), dtype=np.int32)}
   )
@@ -370,83 +572,89 @@ def _parquet_codes(column: pl.Series) -> RawColumn:
   return RawColumn(codes.fill_null(-1).to_numpy(), values.cast(pl.String))
 
 
-@dataclasses.dataclass
-class _TableReader:
-  """Stands for a Parquet source where a LineReader stands for a text file."""
+def _parquet_numbers(
+  path: str, name: str, column: pl.Series
+) -> tuple[np.ndarray, np.ndarray]:
+  """Values of a rating, label or position, and where they cannot be used.
 
-  path: Path
-  options: ReadOptions
-  lines: int
-  rejected: list[tuple[int, str, str]]
+  Raises:
+    InputError: the column holds no numbers.
+  """
+  if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
+    raise InputError(
+      f'{path}: the column {column.name!r} for {name} is of type '
+      f'{column.dtype}, not a number'
+    )
+  value = column.cast(pl.Float64).fill_null(math.nan).to_numpy()
+  bad = ~(np.abs(value) < MAX_RATING)
+  if name == 'label':
+    bad |= (value != 0) & (value != 1)
+  elif name == 'position':
+    bad |= (value != np.floor(value)) | (value < 0) | (value > MAX_INT32)
+  dtype = {'rating': np.float32, 'label': np.int8, 'position': np.int32}[name]
+  return np.where(bad, 0, value).astype(dtype), bad
 
 
 def _read_parquet(
-  path: str, columns: Mapping[str, str], options: ReadOptions
-) -> tuple[RawEvents, Any, list[dict[str, Any]], list[str]]:
-  files = _parquet_files(path)
-  scan = _scan_parquet(path, files)
-  _require_columns(path, columns, _schema_names(path, scan), '--columns')
-  frame = _collect(path, scan.select(list(dict.fromkeys(columns.values()))))
-  reader = _TableReader(Path(path), options, frame.height, [])
-  reasons = np.zeros(frame.height, np.int8)
-  texts = ['']
+  path: str, files: Sequence[_ParquetFile], columns: Mapping[str, str]
+) -> tuple[RawEvents, list[Reader], list[dict[str, Any]], list[str]]:
+  """The events of Parquet files."""
+  frames = [file.read(columns, '--columns') for file in files]
+  try:
+    frame = pl.concat(frames, how='vertical_relaxed')
+  except pl.exceptions.PolarsError as error:
+    raise InputError(
+      f'{path}: its files differ in the types of their columns: '
+      f'{_first_line(error)}'
+    ) from error
+  reason_of_row = np.zeros(frame.height, np.int8)
+  reasons = ['']
 
   def refuse(rows: np.ndarray, reason: str) -> None:
-    texts.append(reason)
-    reasons[rows & (reasons == 0)] = len(texts) - 1
+    reasons.append(reason)
+    reason_of_row[rows & (reason_of_row == 0)] = len(reasons) - 1
 
   codes, numbers = {}, {}
+  unit = 'seconds'
   for name, column in columns.items():
     series = frame[column]
     if name == 'timestamp':
       time = _parquet_time(series)
-      refuse(time.is_null().to_numpy(), 'the timestamp is missing')
-      seconds, unit, odd = to_seconds(time.fill_null(0).to_numpy())
-      refuse(odd, f'the time is not in {unit} as most of the file is')
-      numbers[name] = seconds
+      missing = time.is_null().to_numpy()
+      refuse(missing, 'the timestamp is missing or out of range')
+      numbers[name] = time.fill_null(0).to_numpy().copy()
+      odd = missing.copy()
+      numbers[name][~missing], unit, odd[~missing] = to_seconds(
+        numbers[name][~missing]
+      )
+      refuse(odd, _odd_time(unit))
     elif name in ('rating', 'label', 'position'):
-      if not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
-        raise InputError(
-          f'{path}: the column {column!r} for {name} is of type '
-          f'{series.dtype}, not a number'
-        )
-      value = series.cast(pl.Float64).fill_null(math.nan).to_numpy()
-      bad = ~np.isfinite(value)
-      if name == 'label':
-        bad |= (value != 0) & (value != 1)
-      elif name == 'position':
-        bad |= (value != np.floor(value)) | (value < 0) | (value > MAX_INT32)
+      numbers[name], bad = _parquet_numbers(path, name, series)
       refuse(bad, f'the {name} is missing or not a valid number')
-      dtype = {'rating': np.float32, 'label': np.int8, 'position': np.int32}
-      numbers[name] = np.where(bad, 0, value).astype(dtype[name])
     else:
-      codes[name] = _parquet_codes(series)
+      codes[name] = _parquet_codes(path, series)
       if name in REQUIRED + OPTIONAL:
         refuse(codes[name].codes < 0, f'the {name} is missing')
-  reader.rejected = [
-    (int(row) + 1, texts[reasons[row]], '') for row in np.flatnonzero(reasons)
-  ]
-  check_rejected(reader)  # type: ignore[arg-type]
-  kept = reasons == 0
+  begin = 0
+  for file in files:
+    rows = reason_of_row[begin : begin + file.lines]
+    begin += file.lines
+    file.rejected = [
+      (int(row) + 1, reasons[rows[row]], '') for row in np.flatnonzero(rows)
+    ]
+  _check_all_rejected(path, files)
+  kept = reason_of_row == 0
   left = {
     name: RawColumn(column.codes[kept], column.values)
     for name, column in codes.items()
   }
-  values = {name: column[kept] for name, column in numbers.items()}
-  notes = []
-  if unit != 'seconds':
-    notes.append(f'{Path(path).name}: times in {unit} were read as seconds.')
-  sources = [
-    {
-      'name': file.name,
-      'bytes': file.stat().st_size,
-      'sha256': hash_file(file),
-      'format': 'parquet',
-    }
-    for file in files
-  ]
-  sources[0] |= {'lines': reader.lines, 'rejected': len(reader.rejected)}
-  return _raw_events(left, values, columns), reader, sources, notes
+  numbers = {name: column[kept] for name, column in numbers.items()}
+  return (
+    _raw_events(left, numbers, columns),
+    list(files),
+    [file.source('parquet') for file in files],
+    _time_note(Path(path).name, unit),
+  )
 
 
 def _raw_events(
@@ -467,57 +675,16 @@ def _raw_events(
   )
 
 
-def _read_text_events(
-  path: Path, columns: Mapping[str, str], options: ReadOptions
-) -> tuple[RawEvents, LineReader, list[dict[str, Any]], list[str]]:
-  made, reader, format_name = _read_text(path, columns, options)
-  time = np.array(made['timestamp'].values, np.int64)
-  seconds, unit, odd = to_seconds(time)
-  kept = ~odd
-  notes = []
-  if unit != 'seconds':
-    notes.append(f'{path.name}: times in {unit} were read as seconds.')
-  if reader.truncated:
-    notes.append(
-      f'{path.name}: a truncated gzip file; its {reader.lines} complete lines '
-      'were kept.'
-    )
-  codes = {
-    name: RawColumn(column.column().codes[kept], column.column().values)
-    for name, column in made.items()
-    if column.codes
-  }
-  dtypes = {'rating': np.float32, 'label': np.int8, 'position': np.int32}
-  numbers = {
-    name: np.array(column.values, dtypes[name])[kept]
-    for name, column in made.items()
-    if name in dtypes
-  }
-  numbers['timestamp'] = seconds[kept]
-  source = {
-    'name': path.name,
-    'bytes': reader.num_bytes,
-    'sha256': reader.sha256,
-    'format': format_name,
-    'lines': reader.lines,
-    'blank': reader.blank,
-    'rejected': len(reader.rejected),
-  }
-  return _raw_events(codes, numbers, columns), reader, [source], notes
-
-
 def _attribute_series(name: str, values: list[Any]) -> pl.Series:
   """Values of one attribute: lists, floats, or text for all else."""
   present = [value for value in values if value is not None]
   if any(isinstance(value, list) for value in present):
-    as_list = lambda v: (
-      None if v is None else v if isinstance(v, list) else [v]
-    )
+    lists = [v if isinstance(v, list) else [v] for v in values]
     texts = [
       None
       if value is None
-      else [str(entry) for entry in as_list(value) if entry not in (None, '')]
-      for value in values
+      else [str(v) for v in entries if v not in (None, '')]
+      for value, entries in zip(values, lists, strict=True)
     ]
     return pl.Series(name, texts, dtype=pl.List(pl.String))
   is_number = lambda v: isinstance(v, int | float) and not isinstance(v, bool)
@@ -526,7 +693,8 @@ def _attribute_series(name: str, values: list[Any]) -> pl.Series:
   ):
     return pl.Series(
       name,
-      [None if v is None or not math.isfinite(v) else float(v) for v in values],
+      # The largest integers are beyond float64, and NaN is below nothing.
+      [None if v is None or not abs(v) < 1e300 else float(v) for v in values],
       dtype=pl.Float64,
     )
   return pl.Series(
@@ -553,90 +721,76 @@ def _read_items(
   attributes: Sequence[str],
   items: pl.Series,
   options: ReadOptions,
-) -> tuple[pl.DataFrame, dict[str, int], Any, dict[str, Any]]:
-  """One row an item of `items`; null where the table does not have it."""
-  wanted = {'item': key, **{name: name for name in attributes}}
+) -> tuple[
+  pl.DataFrame, dict[str, int], list[Reader], list[dict[str, Any]], list[str]
+]:
+  """One row an item of `items`; null where the table does not have it.
+
+  Returns:
+    The table; counts; what was read; its sources; and notes.
+
+  Raises:
+    InputError: as `read_log`, or no item is in it.
+  """
+  wanted = {'--item_key': key, **{name: name for name in attributes}}
   row_of = {item: row for row, item in enumerate(items)}
-  rows: list[list[Any] | None] = [None] * len(items)
-  repeated = found = 0
+  found: list[list[Any] | None] = [None] * len(items)
+  num_repeated = 0
+  notes: list[str] = []
 
-  def take(item: str, values: list[Any]) -> None:
-    nonlocal repeated, found
-    row = row_of.get(item)
-    if row is None:
-      return
-    if rows[row] is None:
-      rows[row], found = values, found + 1
-    else:
-      repeated += 1
+  def take(reader: Reader, rows: Iterable[tuple[int, Sequence, Any]]) -> None:
+    nonlocal num_repeated
+    for number, (item, *values), text in rows:
+      try:
+        row = row_of.get(_identifier(key, item))
+      except _Refused as error:
+        reader.reject(number, str(error), text)
+        continue
+      if row is not None and found[row] is None:
+        found[row] = values
+      elif row is not None:
+        num_repeated += 1
 
-  is_text = False
-  if Path(path).is_dir() or glob.has_magic(path) or _is_parquet(check_file(path)):
-    files = _parquet_files(path)
-    if not files:
-      raise InputError(f'{path} holds no Parquet file')
-    scan = _scan_parquet(path, files)
-    _require_columns(path, wanted, _schema_names(path, scan), '--items')
-    frame = _collect(path, scan.select(list(dict.fromkeys(wanted.values()))))
-    reader: Any = _TableReader(Path(path), options, frame.height, [])
-    for number, row in enumerate(frame.iter_rows(named=True), 1):
-      if row[key] is None:
-        reader.rejected.append((number, 'the key is null', ''))
-      else:
-        take(str(row[key]), [row[name] for name in attributes])
-    source = {
-      'bytes': sum(file.stat().st_size for file in files),
-      'sha256': hash_file(files[0]),
-      'format': 'items-parquet',
-    }
+  files = _parquet_files(path, options)
+  readers: list[Reader] = [*files]
+  if files:
+    for file in files:
+      # A column may be wanted twice, as the key and as an attribute.
+      frame = file.read(wanted, '--items').select(
+        pl.col(column).alias(str(place))
+        for place, column in enumerate(wanted.values())
+      )
+      take(file, ((n, row, '') for n, row in enumerate(frame.iter_rows(), 1)))
+    _check_all_rejected(path, files)
+    sources = [file.source('items-parquet') for file in files]
+    is_text = False
   else:
+    format_name = _text_format(path, options)
+    is_text = format_name != 'json-lines'
     reader = LineReader(path, options)
-    if _is_json(Path(path), options):
-      known: set[str] = set()
-      for number, row in _json_rows(reader):
-        known.update(row)
-        try:
-          item = _identifier(key, row.get(key))
-        except _Refused as error:
-          reader.reject(number, str(error), str(row))
-          continue
-        take(item, [row.get(name) for name in attributes])
-      if known:
-        _require_columns(path, wanted, sorted(known), '--items')
-    else:
-      is_text = True
-      table = _csv_rows(reader)
-      _, header = next(table)
-      _require_columns(path, wanted, header, '--items')
-      places = [header.index(name) for name in attributes]
-      place = header.index(key)
-      for number, row in table:
-        if len(row) != len(header) or not row[place]:
-          reader.reject(number, 'fields are missing', str(row))
-          continue
-        take(row[place], [row[i] for i in places])
-    source = {
-      'bytes': reader.num_bytes,
-      'sha256': reader.sha256,
-      'format': 'items-text' if is_text else 'items-json-lines',
-    }
-  check_rejected(reader)
-  if not found:
+    take(reader, _text_rows(reader, format_name, wanted, '--items'))
+    check_rejected(reader)
+    readers.append(reader)
+    sources = [_source(reader, f'items-{format_name}', notes)]
+  num_found = sum(values is not None for values in found)
+  if not num_found:
     raise InputError(
       f'{path}: not one of the {len(items)} items of the events is in its '
       f'column {key!r}'
     )
   columns = []
   for place, name in enumerate(attributes):
-    values = [None if row is None else row[place] for row in rows]
+    values = [None if row is None else row[place] for row in found]
     columns.append(
       _attribute_series(name, _decimal(values) if is_text else values)
     )
-  counts = {'item_lines': reader.lines, 'items_with_attributes': found}
-  if repeated:
-    counts['item_lines_repeated'] = repeated
-  source = {'name': Path(path).name, **source, 'lines': reader.lines}
-  return pl.DataFrame(columns), counts, reader, source
+  counts = {
+    'item_lines': sum(reader.lines for reader in readers),
+    'item_lines_rejected': sum(len(reader.rejected) for reader in readers),
+    'item_lines_repeated': num_repeated,
+    'items_with_attributes': num_found,
+  }
+  return pl.DataFrame(columns), counts, readers, sources, notes
 
 
 def read_log(
@@ -672,35 +826,32 @@ def read_log(
       f'--columns must name {", ".join(missing)}, as in '
       'user=user_id,item=item_id,timestamp=time'
     )
-  text = str(path)
-  is_table = Path(text).is_dir() or glob.has_magic(text)
-  if not is_table:
-    is_table = _is_parquet(check_file(text))
-  elif not _parquet_files(text):
-    raise InputError(f'{path} holds no Parquet file')
-  if is_table:
-    raw, reader, sources, notes = _read_parquet(text, columns, options)
+  files = _parquet_files(str(path), options)
+  if files:
+    raw, readers, sources, notes = _read_parquet(str(path), files, columns)
   else:
-    raw, reader, sources, notes = _read_text_events(
-      Path(text), columns, options
-    )
-  readers = [reader]
+    raw, readers, sources, notes = _read_text(str(path), columns, options)
   log = clean_events(
     raw,
-    counts={'lines': reader.lines, 'rejected': len(reader.rejected)},
+    counts={
+      'lines': sum(reader.lines for reader in readers),
+      'blank': sum(reader.blank for reader in readers),
+      'rejected': sum(len(reader.rejected) for reader in readers),
+    },
     sources=tuple(sources),
     notes=tuple(notes),
   )
   if items is not None:
     assert item_key is not None
-    table, counts, item_reader, source = _read_items(
+    table, counts, more, more_sources, more_notes = _read_items(
       str(items), item_key, item_attributes, log.items, options
     )
-    readers.append(item_reader)
+    readers += more
     log = dataclasses.replace(
       log,
       item_attributes=table,
       counts={**log.counts, **counts},
-      sources=(*log.sources, source),
+      sources=(*log.sources, *more_sources),
+      notes=(*log.notes, *more_notes),
     )
   return log, rejected_table(readers)

@@ -202,11 +202,12 @@ def prepare(config: PrepareConfig, output_dir: str | Path) -> dict[str, Any]:
   notes = [*log.notes, *_protocol_notes(task, split, config)]
   if constant:
     notes.append(
-      f'{", ".join(constant)} take(s) one value in all of the data: left out.'
+      f'{", ".join(constant)} of one value in all of the data: left out.'
     )
-  for name in ('device', 'location'):
-    if config.reviews and name not in log.context:
-      notes.append(f'Amazon reviews have no {name}: none is used.')
+  if config.reviews:
+    notes.append(
+      'Amazon reviews have no device and no location: none is made up.'
+    )
 
   history_event, history_start, history_end = _histories(
     log, task, request, label
@@ -224,7 +225,8 @@ def prepare(config: PrepareConfig, output_dir: str | Path) -> dict[str, Any]:
       exclusion=config.negative_exclusion,
       seed=config.seed,
     )
-  parts, counts = {}, dict(log.counts)
+  parts: dict[str, examples.Part] = {}
+  counts: dict[str, Any] = dict(log.counts)
   for number, name in enumerate(examples.PARTS):
     if split == 'last_out_no_validation' and name == 'valid':
       continue

@@ -42,7 +42,8 @@ class EmbeddedBatch:
 
   @property
   def shape_RC(self) -> tuple[int, int]:
-    return self.target_RCAW.shape[:2]
+    num_requests, num_candidates = self.target_RCAW.shape[:2]
+    return num_requests, num_candidates
 
 
 def init_tables(

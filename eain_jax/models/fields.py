@@ -15,7 +15,8 @@ def per_example(x_RX: jax.Array, num_candidates: int) -> jax.Array:
 def example_rows(inputs: EmbeddedBatch) -> jax.Array:
   """int32 [B]: each example's place in the global batch."""
   num_candidates = inputs.shape_RC[1]
-  row_RC = inputs.row_R[:, None] * num_candidates + jnp.arange(num_candidates)
+  candidate_1C = jnp.arange(num_candidates)[None, :]
+  row_RC = inputs.row_R[:, None] * num_candidates + candidate_1C
   return row_RC.reshape(-1)
 
 

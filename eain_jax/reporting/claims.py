@@ -1,8 +1,9 @@
 """Which claims of the paper's Table 1 hold in a measurement, and how surely.
 
-A claim holds or fails by the means. Over several seeds a difference has an
-interval, and one that contains the claim's boundary leaves it undecided; over
-one seed there is none, and the sentence says so.
+A claim holds or fails by the means. It holds only where all the models that it
+names were measured; one contrary model suffices to fail it. Over several seeds
+a difference has an interval, and one that contains the claim's boundary leaves
+it undecided; over one seed there is none, and the sentence says so.
 """
 
 import itertools
@@ -71,7 +72,10 @@ def _uncertainty(interval: Interval, row: Row, other: Row, metric: str) -> str:
     return f'± {interval.ci95:.4f} over {len(interval.values)} seeds'
   if metric != 'auc':
     return 'one seed, no interval'
-  sampling = [r['auc_sampling_ci95'][0] for r in (row, other)]
+  sampling = [
+    max((v for v in r['auc_sampling_ci95'] if v is not None), default=None)
+    for r in (row, other)
+  ]
   if None in sampling:
     return 'one seed, no interval'
   return (
@@ -109,9 +113,7 @@ def _claim(
 
 def _order_claim(rows: Mapping[str, Row]) -> dict[str, Any]:
   """The models' order by AUC."""
-  printed = sorted(
-    paper.TABLE_1, key=lambda model: paper.TABLE_1[model]['auc']
-  )
+  printed = sorted(paper.TABLE_1, key=lambda model: paper.TABLE_1[model]['auc'])
   claim = 'By AUC, ' + ' < '.join(NAMES[model] for model in printed)
   models = [
     m for m in printed if m in rows and rows[m]['auc']['mean'] is not None
@@ -129,7 +131,9 @@ def _order_claim(rows: Mapping[str, Row]) -> dict[str, Any]:
   if contrary:
     resolved = True if True in contrary else None if None in contrary else False
   else:
-    resolved = False if False in agreeing else None if None in agreeing else True
+    resolved = (
+      False if False in agreeing else None if None in agreeing else True
+    )
   measured = sorted(models, key=lambda model: rows[model]['auc']['mean'])
   sentence = (
     'Measured: '
@@ -138,16 +142,16 @@ def _order_claim(rows: Mapping[str, Row]) -> dict[str, Any]:
     )
     + f'; {len(agreeing)} of {len(verdicts)} pairs are in the printed order'
   )
-  if any(resolved is not None for _, resolved in verdicts):
-    unresolved = sum(resolved is False for _, resolved in verdicts)
+  unresolved = sum(resolved is False for _, resolved in verdicts)
+  if unresolved:
     sentence += (
-      f', and the difference of {unresolved} of them lies within its interval '
-      'over seeds'
+      f', and {unresolved} differ by less than the interval over seeds'
     )
   absent = [NAMES[m] for m in printed if m not in models]
   if absent:
     sentence += f'; not measured: {", ".join(absent)}'
-  return _claim(claim, 'auc', not contrary, resolved, sentence + '.')
+  holds = False if contrary else None if absent else True
+  return _claim(claim, 'auc', holds, resolved, sentence + '.')
 
 
 def _best_claim(rows: Mapping[str, Row], metric: str) -> dict[str, Any]:
@@ -174,19 +178,19 @@ def _best_claim(rows: Mapping[str, Row], metric: str) -> dict[str, Any]:
     f'EAIN {eain[metric]["mean"]:.4f}, the best other model, {rival["name"]}, '
     f'{rival[metric]["mean"]:.4f}'
   )
-  holds = eain[metric]['mean'] > rival[metric]['mean']
-  difference = _difference(eain, rival, metric)
+  difference, resolved = _difference(eain, rival, metric), None
   if difference is None:
-    return _claim(
-      claim, metric, holds, None, f'{sentence}; they have no seed in common.'
-    )
-  error = _uncertainty(difference, eain, rival, metric)
+    sentence += ', which have no seed in common'
+  else:
+    error = _uncertainty(difference, eain, rival, metric)
+    sentence += f': {signed(difference.mean)} ({error})'
+    resolved = _is_resolved(difference, 0.0)
+  absent = [NAMES[m] for m in paper.TABLE_1 if m not in measured]
+  if absent:
+    sentence += f'; not measured: {", ".join(absent)}'
+  holds = eain[metric]['mean'] > rival[metric]['mean']
   return _claim(
-    claim,
-    metric,
-    holds,
-    _is_resolved(difference, 0.0),
-    f'{sentence}: {signed(difference.mean)} ({error}).',
+    claim, metric, None if holds and absent else holds, resolved, sentence + '.'
   )
 
 
@@ -196,7 +200,7 @@ def _gap_claim(
   """EAIN's AUC ahead of a baseline's by as much as is printed."""
   gap = paper.TABLE_1['eain']['auc'] - paper.TABLE_1[baseline]['auc']
   name = NAMES[baseline]
-  claim = f"EAIN's AUC is {gap:.3f} above {name}'s"
+  claim = f"EAIN's AUC is at least {gap:.3f} above {name}'s"
   difference = None
   if 'eain' in rows and baseline in rows:
     difference = _difference(rows['eain'], rows[baseline], 'auc')

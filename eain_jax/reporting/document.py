@@ -1,6 +1,7 @@
 """The report as plain blocks, from which Markdown and the page are written."""
 
 import dataclasses
+import math
 import shlex
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from eain_jax.reporting import paper
 from eain_jax.reporting.claims import METRIC_NAMES, NAMES
 
-ABSENT = '–'
+ABSENT = '-'
 LOWER_IS_BETTER = ('logloss', 'ece')
 _PAPER_NAMES = {'auc': 'AUC', 'precision@10': 'P@10', 'recall@10': 'R@10'}
 _OTHER_METRICS = ('gauc', 'logloss', 'ndcg@10', 'hit_rate@10', 'mrr')
@@ -42,19 +43,19 @@ class Points:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-  """A table: the first column is text, the others too unless `numeric`.
+  """A table.
 
   Attributes:
     header: names of the columns.
     rows: cells, as many a row as the header has.
-    numeric: all columns but the first are numbers.
+    num_text: so many columns from the left are text, the others numbers.
     quoted: columns that are not of this measurement, set apart.
     caption: a sentence over the table, or ''.
   """
 
   header: tuple[str, ...]
   rows: tuple[tuple[Cell, ...], ...]
-  numeric: bool = True
+  num_text: int = 1
   quoted: frozenset[int] = frozenset()
   caption: str = ''
 
@@ -94,7 +95,7 @@ def printable(text: Any) -> str:
 
 def number_text(value: float | None) -> str:
   """Four decimals."""
-  return ABSENT if value is None else f'{value:.4f}'
+  return ABSENT if value is None or math.isnan(value) else f'{value:.4f}'
 
 
 def interval_text(interval: Mapping[str, Any]) -> str:
@@ -105,15 +106,13 @@ def interval_text(interval: Mapping[str, Any]) -> str:
   return f'{mean} ± {interval["ci95"]:.4f}'
 
 
-def best_model(rows: Sequence[Mapping[str, Any]], metric: str) -> str | None:
-  """The model with the best mean; None where no model has one."""
-  means = {
-    row['model']: row[metric]['mean']
-    for row in rows
-    if row[metric]['mean'] is not None
-  }
+def best_row(
+  rows: Iterable[Mapping[str, Any]], metric: str
+) -> Mapping[str, Any] | None:
+  """The row with the best mean; None where no row has one."""
+  rows = [row for row in rows if row[metric]['mean'] is not None]
   choose = min if metric in LOWER_IS_BETTER else max
-  return choose(means, key=means.__getitem__) if means else None
+  return choose(rows, key=lambda row: row[metric]['mean'], default=None)
 
 
 def _metric_cells(
@@ -123,9 +122,13 @@ def _metric_cells(
   cells: dict[str, dict[str, Cell]] = {row['model']: {} for row in rows}
   for metric in metrics:
     # Calibration is best at 1, neither high nor low.
-    best = best_model(rows, metric) if metric != 'calibration' else None
+    best = best_row(rows, metric) if metric != 'calibration' else None
     for row in rows:
-      is_best = len(rows) > 1 and row['model'] == best
+      is_best = (
+        best is not None
+        and len(rows) > 1
+        and row[metric]['mean'] == best[metric]['mean']
+      )
       cells[row['model']][metric] = Cell(interval_text(row[metric]), is_best)
   return cells
 
@@ -167,9 +170,7 @@ def _other_metrics(
     out.append(
       (
         Cell('Ceiling'),
-        *(
-          Cell(number_text(known.get(metric))) for metric in metrics
-        ),
+        *(Cell(number_text(known.get(metric))) for metric in metrics),
       )
     )
   header = ('Model', *(METRIC_NAMES[metric] for metric in metrics))
@@ -232,8 +233,10 @@ def _paper(table: Mapping[str, Any]) -> Section:
           'follows from (24)',
         ),
         tuple(rows),
+        num_text=4,
       ),
-      Points(tuple(('', sentence) for sentence in printed['findings'])),
+      # The first finding is the arithmetic that the grid shows.
+      Points(tuple(('', text) for text in printed['findings'][1:])),
     ),
   )
 
@@ -299,7 +302,7 @@ def _data(table: Mapping[str, Any]) -> Section:
           )
           for source in dataset['sources']
         ),
-        numeric=False,
+        num_text=2,
       )
     )
   blocks.append(
@@ -314,6 +317,7 @@ def _data(table: Mapping[str, Any]) -> Section:
         )
         for feature in dataset['features']
       ),
+      num_text=2,
     )
   )
   return Section('Data', tuple(blocks))
@@ -413,10 +417,12 @@ def _settings(table: Mapping[str, Any]) -> Section:
     }
     blocks.append(Paragraph(f'{NAMES.get(model, model)}:'))
     blocks.append(Lines(_flag_lines({**values['model_config'], **own})))
-  versions = [(name, str(v)) for name, v in table['versions'].items()]
-  return Section('Flags', tuple(blocks)), Section(
-    'Versions', (Points(tuple(versions)),)
-  )
+  return Section('Flags', tuple(blocks))
+
+
+def _versions(table: Mapping[str, Any]) -> Section:
+  text = ', '.join(f'{name} {v}' for name, v in table['versions'].items())
+  return Section('Versions', (Paragraph(f'{text}.'),))
 
 
 def subtitle(table: Mapping[str, Any]) -> str:
@@ -442,5 +448,6 @@ def sections(table: Mapping[str, Any]) -> tuple[Section, ...]:
     _protocol(table),
     _data(table),
     _training(table),
-    *_settings(table),
+    _settings(table),
+    _versions(table),
   )

@@ -6,20 +6,16 @@
 A checkpoint at step s is the state before batch s.
 """
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from eain_jax.errors import InputError
 from eain_jax.training.state import TrainState
-
-# Orbax reports every step of a save at INFO and WARNING.
-logging.getLogger('absl').setLevel(logging.ERROR)
 
 
 def _abstract(tree):
@@ -29,6 +25,11 @@ def _abstract(tree):
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
   )
+
+
+def _copied(tree):
+  """Copies: saves run on beside steps that reuse the buffers of the state."""
+  return jax.tree.map(jnp.copy, tree)
 
 
 class Checkpoints:
@@ -64,7 +65,7 @@ class Checkpoints:
     if step == self._latest.latest_step():
       return
     args = ocp.args.Composite(
-      state=ocp.args.StandardSave(state),
+      state=ocp.args.StandardSave(_copied(state)),
       record=ocp.args.JsonSave(dict(record)),
     )
     if not self._latest.save(step, args=args):
@@ -105,10 +106,3 @@ class Checkpoints:
       self._best.latest_step(), args=ocp.args.StandardRestore(abstract)
     )
     return tree['params'], tree['stats']
-
-
-def all_finite(tree) -> bool:
-  """Whether every number of a tree is finite."""
-  return all(
-    bool(np.isfinite(np.asarray(leaf)).all()) for leaf in jax.tree.leaves(tree)
-  )

@@ -6,6 +6,7 @@ log is cut back to the restored step, so a run that is started again goes on as
 if it had never stopped.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -20,6 +21,8 @@ import numpy as np
 import eain_jax
 from eain_jax.config import ModelConfig, TrainConfig
 from eain_jax.data.batches import (
+  EvalStream,
+  TrainStream,
   make_eval_stream,
   make_train_stream,
   prefetch,
@@ -30,13 +33,14 @@ from eain_jax.evaluation import evaluator
 from eain_jax.models import make_model
 from eain_jax.training import parallel
 from eain_jax.training.checkpoint import Checkpoints
-from eain_jax.training.optimizer import (
-  get_plateau_factor,
-  make_optimizer,
-  set_plateau_factor,
-)
+from eain_jax.training.optimizer import make_optimizer, set_plateau_factor
 from eain_jax.training.state import TrainState, init_state, num_parameters
-from eain_jax.training.step import make_score_step, make_train_step
+from eain_jax.training.step import (
+  ScoreFn,
+  StepFn,
+  make_score_step,
+  make_train_step,
+)
 
 EVAL_BATCH_SIZE = 16_384
 CONFIG_FILE, METRICS_FILE, RESULT_FILE = (
@@ -54,8 +58,8 @@ class Record:
   Attributes:
     best_gauc: of all evaluations so far.
     best_step: its step.
-    stale: evaluations since the best.
-    stale_rate: evaluations since the best, or since the learning rate fell.
+    stale_evaluations: since the best.
+    stale_at_rate: since the best, or since the learning rate fell.
     plateau_factor: on the learning rate.
     evaluated_step: the last step that was evaluated.
     seconds: training time so far, without evaluations.
@@ -63,8 +67,8 @@ class Record:
 
   best_gauc: float = -math.inf
   best_step: int = -1
-  stale: int = 0
-  stale_rate: int = 0
+  stale_evaluations: int = 0
+  stale_at_rate: int = 0
   plateau_factor: float = 1.0
   evaluated_step: int = 0
   seconds: float = 0.0
@@ -130,19 +134,38 @@ class _Log:
   def __init__(self, path: Path | None, report: Report | None):
     self._file = path.open('a') if path else None
     self._report = report
-    self.records: list[dict[str, Any]] = []
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exc_info):
+    if self._file:
+      self._file.close()
 
   def __call__(self, **record: Any) -> None:
-    self.records.append(record)
     if self._file:
       self._file.write(json.dumps(record) + '\n')
       self._file.flush()
     if self._report:
       self._report(record)
 
-  def close(self) -> None:
-    if self._file:
-      self._file.close()
+
+def _claim_folder(work_dir: Path, settings: Mapping[str, Any]) -> None:
+  """Makes a run's folder, or checks that it holds this very run."""
+  work_dir.mkdir(parents=True, exist_ok=True)
+  if (work_dir / CONFIG_FILE).is_file():
+    _check_same_run(work_dir / CONFIG_FILE, settings)
+  elif any(work_dir.iterdir()):
+    raise InputError(
+      f'--work_dir={work_dir} holds something that is not a run: name another '
+      'folder'
+    )
+  write_json(work_dir / CONFIG_FILE, settings)
+
+
+def _single_device(tree):
+  """The tree on the first device: a view where all devices hold the same."""
+  return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,18 +176,26 @@ class FitResult:
     result: the content of `result.json`.
     params: of the best evaluation.
     stats: of the best evaluation.
-    records: the content of `metrics.jsonl` that this call added.
   """
 
   result: dict[str, Any]
   params: Any
   stats: Any
-  records: list[dict[str, Any]]
 
 
-def _single_device(tree):
-  """The tree on the first device: a view where all devices hold the same."""
-  return jax.tree.map(lambda x: x.addressable_data(0), tree)
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """All that the loop uses and does not change."""
+
+  dataset: Dataset
+  config: TrainConfig
+  stream: TrainStream
+  valid: EvalStream
+  num_steps: int
+  train_step: StepFn
+  score_step: ScoreFn
+  checkpoints: Checkpoints | None
+  log: _Log
 
 
 def fit(
@@ -205,56 +236,39 @@ def fit(
   features = dataset.features
   num_steps = stream.steps_per_epoch * config.epochs
   optimizer = make_optimizer(config, num_steps)
-  train_step = parallel.compile_train_step(
-    make_train_step(model, features, optimizer, config), config.parallelism
-  )
-  score_step = jax.jit(make_score_step(model, features))
   first_batch = parallel.shard_of(stream.batch(0), config.parallelism)
   state = init_state(model, features, optimizer, first_batch, config.seed)
   settings = run_config(dataset, model_name, model_config, config)
-  valid = make_eval_stream(
-    dataset, 'valid', EVAL_BATCH_SIZE, config.valid_negatives
-  )
-  record, checkpoints, log_path = Record(), None, None
-  if work_dir:
-    work_dir.mkdir(parents=True, exist_ok=True)
-    if (work_dir / CONFIG_FILE).is_file():
-      _check_same_run(work_dir / CONFIG_FILE, settings)
-    elif any(work_dir.iterdir()):
-      raise InputError(
-        f'--work_dir={work_dir} holds something that is not a run: name '
-        'another folder'
-      )
-    write_json(work_dir / CONFIG_FILE, settings)
-    checkpoints = Checkpoints(work_dir)
-    log_path = work_dir / METRICS_FILE
-    if checkpoints.latest_step is not None:
-      state, saved = checkpoints.restore_latest(state)
-      record = Record(**saved)
-    _cut_log(log_path, int(state.step))
-  log = _Log(log_path, report)
-  best = (state.params, state.stats)
-  if checkpoints and record.best_step >= 0:
-    best = checkpoints.restore_best(state.params, state.stats)
-  try:
-    state, best = _train(
-      state,
-      best,
-      record,
+  record, best = Record(), (state.params, state.stats)
+  with contextlib.ExitStack() as stack:
+    checkpoints, log_path = None, None
+    if work_dir:
+      _claim_folder(work_dir, settings)
+      checkpoints = stack.enter_context(Checkpoints(work_dir))
+      if checkpoints.latest_step is not None:
+        state, saved = checkpoints.restore_latest(state)
+        record = Record(**saved)
+      if record.best_step >= 0:
+        best = checkpoints.restore_best(*best)
+      log_path = work_dir / METRICS_FILE
+      _cut_log(log_path, int(state.step))
+    plan = _Plan(
       dataset,
       config,
       stream,
-      valid,
+      make_eval_stream(
+        dataset, 'valid', EVAL_BATCH_SIZE, config.valid_negatives
+      ),
       num_steps,
-      train_step,
-      score_step,
+      parallel.compile_train_step(
+        make_train_step(model, features, optimizer, config), config.parallelism
+      ),
+      jax.jit(make_score_step(model, features)),
       checkpoints,
-      log,
+      stack.enter_context(_Log(log_path, report)),
     )
-    if checkpoints:
-      checkpoints.__exit__()
-  finally:
-    log.close()
+    state, best = _run(plan, state, best, record)
+  step = int(state.step)
   result = {
     'model': model_name,
     'version': eain_jax.__version__,
@@ -263,20 +277,20 @@ def fit(
     'parameters': num_parameters(state.params),
     'best_step': record.best_step,
     'best_epoch': record.best_step / stream.steps_per_epoch,
-    'steps': int(state.step),
+    'steps': step,
   }
   for name in ('valid', 'test'):
-    result[name] = evaluate(dataset, name, score_step, *best)
-  examples = int(state.step) * stream.num_requests * stream.num_candidates
+    result[name] = evaluate(dataset, name, plan.score_step, *best)
+  examples = step * stream.num_requests * stream.num_candidates
   result['seconds'] = record.seconds
   result['examples_per_second'] = examples / max(record.seconds, 1e-9)
   if work_dir:
     write_json(work_dir / RESULT_FILE, result)
-  return FitResult(result, *best, log.records)
+  return FitResult(result, *best)
 
 
 def evaluate(
-  dataset: Dataset, part_name: str, score_step, params, stats
+  dataset: Dataset, part_name: str, score_step: ScoreFn, params, stats
 ) -> dict[str, Any]:
   """All metrics of a part, over all of its candidates."""
   scored = evaluator.score_part(
@@ -286,117 +300,95 @@ def evaluate(
   return evaluator.evaluate_scores(dataset, scored)
 
 
-def _train(
-  state: TrainState,
-  best,
-  record: Record,
-  dataset: Dataset,
-  config: TrainConfig,
-  stream,
-  valid,
-  num_steps: int,
-  train_step,
-  score_step,
-  checkpoints: Checkpoints | None,
-  log: _Log,
-):
+def _run(plan: _Plan, state: TrainState, best, record: Record):
   """Runs to the last step, or until early stopping; the state and the best."""
-  step, per_epoch = int(state.step), stream.steps_per_epoch
-  batches = prefetch(stream.batch, step, num_steps)
-  pending: dict[str, Any] | None = None
+  config, per_epoch = plan.config, plan.stream.steps_per_epoch
+  step = int(state.step)
+  batches = prefetch(plan.stream.batch, step, plan.num_steps)
+  pending: dict[str, Any] = {}
   clock = time.perf_counter()
   while True:
     at_boundary = step > 0 and step % per_epoch == 0
     if at_boundary and record.evaluated_step != step:
       jax.block_until_ready(state)
       record.seconds += time.perf_counter() - clock
-      best, state = _evaluate_boundary(
-        state, best, record, dataset, config, valid, score_step, checkpoints,
-        log, step / per_epoch,
-      )
+      state, best = _evaluate_boundary(plan, state, best, record)
       clock = time.perf_counter()
-    stop = step >= num_steps or record.stale >= config.early_stopping
+    stop = (
+      step >= plan.num_steps
+      or record.stale_evaluations >= config.early_stopping
+    )
     due = at_boundary or step % config.save_every == 0
-    if checkpoints and step > 0 and (due or stop):
+    if plan.checkpoints and step > 0 and (due or stop):
       now = time.perf_counter()
       record.seconds, clock = record.seconds + now - clock, now
-      checkpoints.save_latest(
-        state.replace(**_state_views(state)), dataclasses.asdict(record)
+      plan.checkpoints.save_latest(
+        _single_device(state), dataclasses.asdict(record)
       )
     if stop:
       batches.close()
       return state, best
-    state, metrics = train_step(state, next(batches))
+    state, metrics = plan.train_step(state, next(batches))
     step += 1
-    if step % config.log_every == 0:
-      # The record of the step before is read while this one runs.
-      if pending:
-        _log_training(log, pending)
+    if pending:
+      # The step before is read while this one runs.
+      _log_training(plan.log, pending)
+      pending = {}
+    if step % config.log_every == 0 or step % per_epoch == 0:
       pending = {'step': step, 'epoch': step / per_epoch, **metrics}
-    if pending and (step % per_epoch == 0):
-      _log_training(log, pending)
-      pending = None
-
-
-def _state_views(state: TrainState) -> dict[str, Any]:
-  """The state's fields on one device, ready to be saved."""
-  return {
-    field.name: _single_device(getattr(state, field.name))
-    for field in dataclasses.fields(state)
-  }
+    if pending and step % per_epoch == 0:
+      _log_training(plan.log, pending)
+      pending = {}
 
 
 def _log_training(log: _Log, pending: Mapping[str, Any]) -> None:
   values = {name: float(value) for name, value in pending.items()}
-  values['step'] = int(pending['step'])
+  step = int(pending['step'])
   if not math.isfinite(values['total_loss']):
     raise InputError(
-      f'the loss is {values["total_loss"]} at step {values["step"]}: lower '
-      '--learning_rate, or raise --clip_norm or the regularization'
+      f'the loss is {values["total_loss"]} at step {step}: lower '
+      '--learning_rate, or set --clip_norm'
     )
-  log(kind='train', **values)
+  log(**{'kind': 'train', **values, 'step': step})
 
 
-def _evaluate_boundary(
-  state, best, record, dataset, config, valid, score_step, checkpoints, log,
-  epoch,
-):
+def _evaluate_boundary(plan: _Plan, state: TrainState, best, record: Record):
   """Evaluates on validation; keeps the best; lets the learning rate fall."""
+  config, step = plan.config, int(state.step)
   params, stats = _single_device((state.params, state.stats))
   scored = evaluator.score_part(
-    lambda batch: score_step(params, stats, batch), valid
+    lambda batch: plan.score_step(params, stats, batch), plan.valid
   )
-  values = evaluator.evaluate_scores(dataset, scored)
-  step = int(state.step)
+  if not np.isfinite(scored.logit).all():
+    raise InputError(
+      f'the scores are not finite after step {step}: lower --learning_rate, '
+      'or set --clip_norm'
+    )
+  values = evaluator.evaluate_scores(plan.dataset, scored)
   record.evaluated_step = step
   # Without one user of both classes there is no GAUC to select on.
   gauc = values['gauc'] if math.isfinite(values['gauc']) else values['auc']
   if gauc > record.best_gauc:
     record.best_gauc, record.best_step = gauc, step
-    record.stale = record.stale_rate = 0
+    record.stale_evaluations = record.stale_at_rate = 0
     # Copies: the step reuses the buffers of the state that it is given.
     best = jax.tree.map(lambda x: x.copy(), (params, stats))
-    if checkpoints:
-      checkpoints.save_best(step, *best)
+    if plan.checkpoints:
+      plan.checkpoints.save_best(step, *best)
   else:
-    record.stale += 1
-    record.stale_rate += 1
-    if record.stale_rate >= config.plateau_patience:
+    record.stale_evaluations += 1
+    record.stale_at_rate += 1
+    if record.stale_at_rate >= config.plateau_patience:
       record.plateau_factor *= config.plateau_factor
-      record.stale_rate = 0
-      like = get_plateau_factor(state.opt_state)
-      factor = np.asarray(record.plateau_factor, like.dtype)
-      state = state.replace(
-        opt_state=set_plateau_factor(
-          state.opt_state, jax.device_put(factor, like.sharding)
-        )
-      )
-  log(
+      record.stale_at_rate = 0
+      opt_state = set_plateau_factor(state.opt_state, record.plateau_factor)
+      state = dataclasses.replace(state, opt_state=opt_state)
+  plan.log(
     kind='valid',
     step=step,
-    epoch=epoch,
+    epoch=step / plan.stream.steps_per_epoch,
     learning_rate_factor=record.plateau_factor,
     seconds=record.seconds,
     **values,
   )
-  return best, state
+  return state, best

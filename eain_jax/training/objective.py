@@ -1,4 +1,4 @@
-"""The loss, equations (13) and (14): BCE from logits plus lambda ||Theta||^2."""
+"""The loss, (13) and (14): BCE from logits plus lambda ||Theta||^2."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 def binary_cross_entropy(logit: jax.Array, label: jax.Array) -> jax.Array:
   """Equation (13) for each example, from logits: finite for any logit.
 
-  -y log s(x) - (1 - y) log(1 - s(x)) = max(x, 0) - x y + log(1 + e^-|x|).
+  -log s(x) = softplus(-x), and -log(1 - s(x)) = softplus(x).
 
   Args:
     logit: float32, any shape.
@@ -16,9 +16,8 @@ def binary_cross_entropy(logit: jax.Array, label: jax.Array) -> jax.Array:
   Returns:
     float32, the same shape.
   """
-  return (
-    jnp.maximum(logit, 0) - logit * label + jnp.log1p(jnp.exp(-jnp.abs(logit)))
-  )
+  # Written with max(x, 0) and |x|, autodiff has a wrong slope at x = 0.
+  return label * jax.nn.softplus(-logit) + (1 - label) * jax.nn.softplus(logit)
 
 
 def squared_norm(params) -> jax.Array:

@@ -1,6 +1,7 @@
 """Optax transformations as the settings name them."""
 
 import jax
+import numpy as np
 import optax
 
 from eain_jax.config import TrainConfig
@@ -52,11 +53,8 @@ def make_optimizer(
   return optax.chain(*parts)
 
 
-def get_plateau_factor(opt_state) -> jax.Array:
-  """The factor on the learning rate, 1 at the start."""
-  return optax.tree_utils.tree_get(opt_state, 'step_size')
-
-
 def set_plateau_factor(opt_state, factor: float):
   """The state with another factor on the learning rate."""
-  return optax.tree_utils.tree_set(opt_state, step_size=factor)
+  old = optax.tree_utils.tree_get(opt_state, 'step_size')
+  new = jax.device_put(np.asarray(factor, old.dtype), old.sharding)
+  return optax.tree_utils.tree_set(opt_state, step_size=new)

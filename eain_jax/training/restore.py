@@ -42,7 +42,9 @@ class Run:
     return jax.jit(make_score_step(self.model, self.dataset.features))
 
 
-def open_run(work_dir: str | Path, dataset_dir: str | Path | None = None) -> Run:
+def open_run(
+  work_dir: str | Path, dataset_dir: str | Path | None = None
+) -> Run:
   """Opens a run at its best checkpoint.
 
   Args:

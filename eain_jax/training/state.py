@@ -52,7 +52,7 @@ def init_state(
   )
   # Initializing outside of the mapped axis: shapes do not depend on it.
   inputs = embed_batch(tables, batch, features)
-  variables = model.clone(axis_name=None).init(net_key, inputs)
+  variables: Any = model.clone(axis_name=None).init(net_key, inputs)
   params = {'tables': tables, 'net': dict(variables.get('params', {}))}
   return TrainState(
     jnp.zeros((), jnp.int32),

@@ -1,6 +1,7 @@
 """The training step and the scoring step: free pure functions."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from eain_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
 StepFn = Callable[[TrainState, Mapping], tuple[TrainState, Metrics]]
+ScoreFn = Callable[[Any, Any, Mapping], jax.Array]
 DROPOUT_STREAM = 1
 
 
@@ -70,7 +72,7 @@ def make_train_step(
       )
       loss_RC = binary_cross_entropy(logit_RC, label_RC)
       loss = jnp.sum(loss_RC * weight_RC) / mean_weight
-      total = loss + penalty(params, config.l2, config.table_l2)
+      total = loss + penalty(params, config.l2, model.config.table_l2)
       return total, (loss, updated.get('stats', {}))
 
     (total, (loss, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -78,7 +80,7 @@ def make_train_step(
     )
     grads, loss, total = mean_over_devices((grads, loss, total))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params: Any = optax.apply_updates(state.params, updates)
     metrics = {
       'loss': loss,
       'total_loss': total,
@@ -89,16 +91,13 @@ def make_train_step(
   return train_step
 
 
-def make_score_step(
-  model: Model, features: Sequence[Feature]
-) -> Callable[[Mapping, Mapping, Mapping], jax.Array]:
+def make_score_step(model: Model, features: Sequence[Feature]) -> ScoreFn:
   """`score_step(params, stats, batch) -> logits float32 [R, C]`, pure."""
   model = model.clone(axis_name=None)
 
   def score_step(params, stats, batch):
-    inputs = embed_batch(
-      params['tables'], batch, features, model.compute_dtype
-    )
-    return model.apply({'params': params['net'], 'stats': stats}, inputs)
+    inputs = embed_batch(params['tables'], batch, features, model.compute_dtype)
+    variables = {'params': params['net'], 'stats': stats}
+    return cast(jax.Array, model.apply(variables, inputs))
 
   return score_step

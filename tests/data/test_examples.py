@@ -64,7 +64,9 @@ def test_no_request_is_split():
     for number in np.unique(request):
       rows = request == number
       assert len(set(part[rows])) == 1
-      assert len(set(zip(log.user[rows], log.timestamp[rows], strict=True))) == 1
+      assert (
+        len(set(zip(log.user[rows], log.timestamp[rows], strict=True))) == 1
+      )
 
 
 def test_requests_of_a_log_are_numbered_by_first_appearance():

@@ -145,16 +145,18 @@ def test_additive_attention_is_equations_1_to_3(use_product):
     del params['w3']
   with jax.enable_x64():
     module = AdditiveAttention(H, use_product, jnp.float64)
+    apply = jax.jit(
+      lambda *args: module.apply(*args, mutable=['intermediates'])
+    )
     for history_NE, segment_N in (
       packed(history_BTE, mask_BT, extra=9),
       attention.pack_histories(jnp.asarray(history_BTE), jnp.asarray(mask_BT)),
     ):
-      found, sown = module.apply(
+      found, sown = apply(
         {'params': params},
         jnp.asarray(history_NE),
         jnp.asarray(target_BCE),
         jnp.asarray(segment_N),
-        mutable=['intermediates'],
       )
       np.testing.assert_allclose(found, expected, atol=1e-10)
       (weight_NC,) = sown['intermediates']['attention_weight']
@@ -203,23 +205,19 @@ def test_padding_and_order_change_nothing(kind, train):
   module = make_module(kind)
   (target,) = as_float32(target_BCE)
   kwargs = {} if kind == 'additive' else {'train': train}
-  variables = module.init(
-    jax.random.key(0), *as_float32(packed(history_BTE, mask_BT)[0]), target,
+  variables = jax.jit(module.init)(
+    jax.random.key(0),
+    *as_float32(packed(history_BTE, mask_BT)[0]),
+    target,
     packed(history_BTE, mask_BT)[1],
+  )
+  apply = jax.jit(
+    lambda *args: module.apply(*args, **kwargs, mutable=['stats'])
   )
   results = []
   for extra, order in ((0, None), (1, None), (300, [4, 3, 2, 1, 0])):
     history_NE, segment_N = packed(history_BTE, mask_BT, extra, order)
-    results.append(
-      module.apply(
-        variables,
-        *as_float32(history_NE),
-        target,
-        segment_N,
-        **kwargs,
-        mutable=['stats'],
-      )
-    )
+    results.append(apply(variables, *as_float32(history_NE), target, segment_N))
   for other in results[1:]:
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6),
@@ -235,7 +233,7 @@ def test_all_padding_gives_zeros_and_zero_gradients(kind):
   target = jnp.ones((2, C, E))
   segment = jnp.full(4, 2, jnp.int32)
   kwargs = {} if kind == 'additive' else {'train': True}
-  variables = module.init(jax.random.key(0), history, target, segment)
+  variables = jax.jit(module.init)(jax.random.key(0), history, target, segment)
   stats = {k: v for k, v in variables.items() if k == 'stats'}
 
   def total(params, history, target):
@@ -249,7 +247,7 @@ def test_all_padding_gives_zeros_and_zero_gradients(kind):
     )
     return (out + jnp.square(out)).sum(), out
 
-  grads, out = jax.grad(total, (0, 1, 2), has_aux=True)(
+  grads, out = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(
     variables['params'], history, target
   )
   np.testing.assert_array_equal(out, 0.0)
@@ -268,7 +266,7 @@ def test_gradients_of_additive_attention(use_product):
   with jax.enable_x64():
     module = AdditiveAttention(H, use_product, jnp.float64)
     jax.test_util.check_grads(
-      lambda p, x, t: module.apply({'params': p}, x, t, segment_N),
+      jax.jit(lambda p, x, t: module.apply({'params': p}, x, t, segment_N)),
       jax.tree.map(jnp.asarray, (params, history_NE, target_BCE)),
       order=1,
       atol=1e-6,
@@ -285,12 +283,10 @@ def test_factored_first_layer_of_din_is_the_concatenation():
   cotangent = rng.normal(size=(len(segment_N), C, H))
 
   def concatenated(history_NE, target_RCE, kernel_4EH):
-    rows = []
-    for n, r in enumerate(segment_N):
-      for c in range(C):
-        q, k = target_RCE[r, c], history_NE[n]
-        rows.append(jnp.concatenate([q, k, q - k, q * k]) @ kernel_4EH)
-    return jnp.stack(rows).reshape(len(segment_N), C, H)
+    q_NCE = target_RCE[segment_N]
+    k_NCE = jnp.broadcast_to(history_NE[:, None], q_NCE.shape)
+    both = [q_NCE, k_NCE, q_NCE - k_NCE, q_NCE * k_NCE]
+    return jnp.concatenate(both, axis=-1) @ kernel_4EH
 
   def factored(history_NE, target_RCE, kernel_4EH):
     return attention.activation_unit_hidden(
@@ -299,15 +295,12 @@ def test_factored_first_layer_of_din_is_the_concatenation():
 
   with jax.enable_x64():
     args = jax.tree.map(jnp.asarray, (history_NE, target_BCE, kernel))
-    expected, expected_vjp = jax.vjp(concatenated, *args)
-    found, found_vjp = jax.vjp(factored, *args)
-    np.testing.assert_allclose(found, expected, atol=1e-10)
-    for ours, theirs in zip(
-      found_vjp(jnp.asarray(cotangent)),
-      expected_vjp(jnp.asarray(cotangent)),
-      strict=True,
-    ):
-      np.testing.assert_allclose(ours, theirs, atol=1e-10)
+    results = []
+    for function in (factored, concatenated):
+      out, vjp = jax.vjp(jax.jit(function), *args)
+      results.append((out, *vjp(jnp.asarray(cotangent))))
+  for ours, theirs in zip(*results, strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-10)
 
 
 ACTIVATIONS = {
@@ -333,7 +326,9 @@ def test_activation_unit_is_an_mlp_over_the_concatenation(
   history_NE, segment_N = packed(history_BTE, mask_BT, extra=5)
   module = ActivationUnit((H, 5), activation, use_softmax)
   history, target = as_float32(history_NE, target_BCE)
-  variables = module.init(jax.random.key(0), history, target, segment_N)
+  variables = jax.jit(module.init)(
+    jax.random.key(0), history, target, segment_N
+  )
   rng = np.random.default_rng(2)
   variables = jax.tree.map(
     lambda x: rng.normal(size=x.shape).astype(np.float32), variables
@@ -359,7 +354,7 @@ def test_activation_unit_is_an_mlp_over_the_concatenation(
       for x_t in history_BTE[b][mask_BT[b]]:
         for c in range(C):
           expected[b, c] += score(x_t, target_BCE[b, c]) * x_t
-  found = module.apply(variables, history, target, segment_N)
+  found = jax.jit(module.apply)(variables, history, target, segment_N)
   np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
 
 
@@ -370,9 +365,11 @@ def test_bfloat16_stays_finite_and_near(kind):
   history_NE[-3:] = 0.0
   module = make_module(kind)
   history, target = as_float32(history_NE, target_BCE)
-  variables = module.init(jax.random.key(0), history, target, segment_N)
-  exact = module.apply(variables, history, target, segment_N)
-  found = module.clone(compute_dtype=jnp.bfloat16).apply(
+  variables = jax.jit(module.init)(
+    jax.random.key(0), history, target, segment_N
+  )
+  exact = jax.jit(module.apply)(variables, history, target, segment_N)
+  found = jax.jit(module.clone(compute_dtype=jnp.bfloat16).apply)(
     variables,
     history.astype(jnp.bfloat16),
     target.astype(jnp.bfloat16),

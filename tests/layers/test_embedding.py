@@ -147,9 +147,7 @@ def test_tables_stay_float32_where_inputs_are_bfloat16():
   tables = {k: jnp.asarray(v, 'float32') for k, v in random_tables().items()}
 
   def total(tables):
-    inputs = embedding.embed_batch(
-      tables, hand_batch(), FEATURES, jnp.bfloat16
-    )
+    inputs = embedding.embed_batch(tables, hand_batch(), FEATURES, jnp.bfloat16)
     assert inputs.target_RCAW.dtype == jnp.bfloat16
     return inputs.history_NAW.astype(jnp.float32).sum()
 

@@ -1,0 +1,234 @@
+"""What a person sees at the terminal, and what a log keeps elsewhere.
+
+Everything here goes to standard error; standard output is for results that a
+program reads.
+"""
+
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.progress import (
+  BarColumn,
+  Progress,
+  ProgressColumn,
+  Task,
+  TextColumn,
+  TimeElapsedColumn,
+  TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from eain_jax.reporting import document
+from eain_jax.reporting.claims import METRIC_NAMES
+
+console = Console(stderr=True, highlight=False)
+_HEARTBEAT = 60.0  # seconds between two training lines where there is no bar
+_VERDICT_STYLES = {'holds': 'green', 'fails': 'red'}
+
+
+def _text(value: Any, style: str = '') -> Text:
+  """Literal text: neither markup nor escape sequences of the data count."""
+  return Text(document.printable(value), style)
+
+
+def _narrow(text: str) -> str:
+  """.8417±.0015: a row with its intervals fits into 80 columns."""
+  return re.sub(r'\b0(?=\.\d)', '', text).replace(' ± ', '±')
+
+
+def _grid(grid: document.Grid) -> Table:
+  table = Table(
+    title=_text(grid.caption) if grid.caption else None,
+    title_justify='left',
+    header_style='bold',
+    box=None,
+    pad_edge=False,
+    padding=(0, 1, 0, 0),
+  )
+  for place, name in enumerate(grid.header):
+    table.add_column(
+      _text(name),
+      justify='right' if place >= grid.num_text else 'left',
+      no_wrap=True,
+      style='dim' if place in grid.quoted else '',
+    )
+  for row in grid.rows:
+    table.add_row(*(_text(_narrow(c.text), 'bold green' * c.best) for c in row))
+  return table
+
+
+def table1_on_console(table: Mapping[str, Any]) -> RenderableType:
+  """The numbers of a table, its notes, and which claims hold.
+
+  Args:
+    table: of `table1.build_table1`.
+  """
+  blocks: list[RenderableType] = [_text(document.subtitle(table), 'bold')]
+  for section in document.sections(table)[:2]:
+    for block in section.blocks:
+      match block:
+        case document.Grid():
+          blocks.append(_grid(block))
+        case document.Paragraph(text):
+          blocks.append(_text(text, 'dim'))
+        case document.Verdicts(claims):
+          lines = Table.grid(padding=(0, 2))
+          for claim in claims:
+            style = _VERDICT_STYLES.get(claim['verdict'].split()[0], 'yellow')
+            lines.add_row(
+              _text(claim['verdict'], style),
+              _text(f'{claim["claim"]}. {claim["measured"]}'),
+            )
+          blocks.append(lines)
+  return Group(*(Padding(block, (0, 0, 1, 0)) for block in blocks))
+
+
+def _value_text(name: str, value: Any) -> str:
+  if value is None or (isinstance(value, float) and math.isnan(value)):
+    return document.ABSENT
+  if isinstance(value, int):
+    return f'{value:,}'
+  return f'{value:.4f}'
+
+
+def metrics_on_console(values: Mapping[str, Any]) -> None:
+  """Prints the metrics of one evaluation.
+
+  Args:
+    values: of `evaluator.evaluate_scores`; 'ceiling' beside them, where given,
+      is None or the AUC and GAUC of the true preference.
+  """
+  known = values.get('ceiling') or {}
+  table = Table(box=None, pad_edge=False, header_style='bold')
+  table.add_column('Metric')
+  table.add_column('Value', justify='right')
+  if known:
+    table.add_column('Ceiling', justify='right', style='dim')
+  for name, value in values.items():
+    if name in ('ceiling', 'auc_ci95'):
+      continue
+    text = _value_text(name, value)
+    half_width = values.get('auc_ci95')
+    if name == 'auc' and half_width is not None and half_width >= 0:
+      text += f' ± {half_width:.4f}'
+    label = METRIC_NAMES.get(name, name.replace('_', ' '))
+    limit = [_text(_value_text(name, known[name]))] if name in known else []
+    table.add_row(_text(label), _text(text), *limit)
+  console.print(table)
+
+
+class _StepsColumn(ProgressColumn):
+  """Training steps a second, evaluations left out."""
+
+  def render(self, task: Task) -> Text:
+    rate = task.fields['rate']
+    return Text('' if rate is None else f'{rate:.1f} steps/s', 'dim')
+
+
+class TrainingDisplay:
+  """A report for `loop.fit`: a bar on a terminal, plain lines elsewhere.
+
+  Use it as a context manager. Every validation record becomes a line; a
+  terminal has a bar under them, anything else one training line a minute.
+
+  Args:
+    title: what is trained.
+    epochs: at most so many; without it the bar has no end and no time left.
+    to: where it is shown; standard error by default.
+    clock: seconds, ever rising.
+  """
+
+  def __init__(
+    self,
+    title: str,
+    epochs: int | None = None,
+    to: Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    self._title, self._epochs = document.printable(title), epochs
+    self._console = console if to is None else to
+    self._clock = clock
+    self._loss: float | None = None
+    # Step and time of the last training record since an evaluation.
+    self._mark: tuple[int, float] | None = None
+    self._last_line = clock()
+    self._bar = None
+    if self._console.is_terminal:
+      columns: list[ProgressColumn] = [
+        TextColumn('{task.description}', markup=False),
+        BarColumn(bar_width=28),
+        TextColumn('epoch {task.fields[epoch]}', markup=False),
+        _StepsColumn(),
+        TimeElapsedColumn(),
+      ]
+      if epochs is not None:
+        columns.append(TimeRemainingColumn())
+      bar = Progress(*columns, console=self._console, transient=True)
+      self._task = bar.add_task(
+        self._title, total=epochs, epoch=self._epoch_text(0.0), rate=None
+      )
+      self._bar = bar
+
+  def __enter__(self) -> 'TrainingDisplay':
+    if self._bar:
+      self._bar.start()
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    if self._bar:
+      self._bar.stop()
+
+  def __call__(self, record: Mapping[str, Any]) -> None:
+    """Shows a record of the log."""
+    now, step = self._clock(), record['step']
+    rate = None
+    if record['kind'] == 'valid':
+      self._mark = None
+      self._print(self._validation_line(record))
+    else:
+      self._loss = record['loss']
+      if self._mark and now > self._mark[1] and step > self._mark[0]:
+        rate = (step - self._mark[0]) / (now - self._mark[1])
+      self._mark = (step, now)
+      if self._bar is None and now - self._last_line >= _HEARTBEAT:
+        self._print(self._training_line(record, rate))
+    if self._bar:
+      self._bar.update(
+        self._task,
+        completed=record['epoch'],
+        epoch=self._epoch_text(record['epoch']),
+        **({} if rate is None else {'rate': rate}),
+      )
+
+  def _print(self, line: str) -> None:
+    self._last_line = self._clock()
+    self._console.print(Text(line), soft_wrap=True)
+
+  def _epoch_text(self, epoch: float) -> str:
+    text = f'{epoch:.4g}' if epoch == round(epoch) else f'{epoch:.1f}'
+    return text if self._epochs is None else f'{text}/{self._epochs}'
+
+  def _training_line(
+    self, record: Mapping[str, Any], rate: float | None
+  ) -> str:
+    line = (
+      f'{self._title}: epoch {self._epoch_text(record["epoch"])}  step '
+      f'{record["step"]:,}  loss {record["loss"]:.4f}'
+    )
+    return line if rate is None else f'{line}  {rate:.1f} steps/s'
+
+  def _validation_line(self, record: Mapping[str, Any]) -> str:
+    return (
+      f'{self._title}: epoch {self._epoch_text(record["epoch"])}  loss '
+      f'{document.number_text(self._loss)}'
+      f'  AUC {document.number_text(record["auc"])}  GAUC '
+      f'{document.number_text(record["gauc"])}  logloss '
+      f'{document.number_text(record["logloss"])}  lr '
+      f'x{record["learning_rate_factor"]:g}  {record["seconds"]:.1f} s'
+    )

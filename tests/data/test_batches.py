@@ -1,0 +1,184 @@
+"""Batches against a plain reading of the dataset, example by example."""
+
+import numpy as np
+import pytest
+
+from eain_jax.data import batches
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 64, 65, 1000, 4097])
+def test_permutation_visits_each_index_once(size):
+  order = batches.permute_index(np.arange(size), size, 12345)
+  np.testing.assert_array_equal(np.sort(order), np.arange(size))
+
+
+def test_permutation_is_evaluated_where_it_is_asked():
+  whole = batches.permute_index(np.arange(10_000), 10_000, 7)
+  some = np.int64([9_999, 0, 123])
+  np.testing.assert_array_equal(
+    batches.permute_index(some, 10_000, 7), whole[some]
+  )
+  other = batches.permute_index(np.arange(10_000), 10_000, 8)
+  # Two random permutations agree in one place on average.
+  assert np.sum(whole == other) < 10
+  assert np.sum(whole == np.arange(10_000)) < 10
+
+
+def test_size_classes_grow_by_a_quarter():
+  assert batches.size_class(100, 256, 10_000) == 256
+  assert batches.size_class(257, 256, 10_000) == 384
+  assert batches.size_class(385, 256, 10_000) == 512
+  # The most that can be needed is never exceeded.
+  assert batches.size_class(257, 256, 300) == 300
+
+
+def expected_rows(dataset, part, rows):
+  """User, history items and position of each row, in plain Python."""
+  out = []
+  for row in rows:
+    event = int(part.event[row])
+    user = int(dataset.user[event])
+    mine = np.flatnonzero(dataset.user == user)
+    before = mine[mine < event]
+    kept = before[-dataset.config.history_length :]
+    out.append((user, dataset.item[kept].tolist(), len(before)))
+  return out
+
+
+def unpack(dataset, batch, row):
+  """History and target item ids of a packed row, as feature ids."""
+  events = batch['segment'] == row
+  ids = batch['items']['item']
+  return ids[batch['history'][events]], ids[batch['target'][row]]
+
+
+@pytest.mark.parametrize('step', [0, 3, 40])
+def test_a_batch_holds_what_the_dataset_says(dataset, step):
+  stream = batches.make_train_stream(dataset, 160, seed=3)
+  part = dataset.parts['train']
+  batch = stream.batch(step)
+  rows, items, label, _ = stream.examples(step)
+  assert batch['target'].shape == (32, 5)
+  for place, (user, history, position) in enumerate(
+    expected_rows(dataset, part, rows)
+  ):
+    packed, targets = unpack(dataset, batch, place)
+    assert packed.tolist() == dataset.item_ids['item'][history].tolist()
+    assert targets.tolist() == dataset.item_ids['item'][items[place]].tolist()
+    assert batch['user'][place] == dataset.user_ids[user]
+    assert batch['position'][place] == position
+    assert items[place, 0] == dataset.item[part.event[rows[place]]]
+    assert label[place].tolist() == [1, 0, 0, 0, 0]
+    event = part.event[rows[place]]
+    for name, ids in dataset.context_ids.items():
+      assert batch['context'][name][place] == ids[event]
+
+
+def test_padding_weighs_nothing_and_points_at_row_zero(dataset):
+  stream = batches.make_train_stream(dataset, 160, seed=3)
+  last = stream.batch(stream.steps_per_epoch - 1)
+  left = len(dataset.parts['train']) % 32
+  assert left
+  assert last['weight'][:left].min() == 1
+  assert last['weight'][left:].max() == 0
+  padding = last['segment'] == 32
+  assert padding.any()
+  assert not last['history'][padding].any()
+  for ids in last['items'].values():
+    assert not ids[0].any()
+
+
+def test_an_epoch_visits_each_request_once_and_the_next_in_another_order(
+  dataset,
+):
+  stream = batches.make_train_stream(dataset, 160, seed=3)
+  epoch = lambda number: np.concatenate(
+    [
+      stream.rows(number * stream.steps_per_epoch + step)[1]
+      for step in range(stream.steps_per_epoch)
+    ]
+  )
+  first, second = epoch(0), epoch(1)
+  everything = np.arange(len(dataset.parts['train']))
+  np.testing.assert_array_equal(np.sort(first), everything)
+  np.testing.assert_array_equal(np.sort(second), everything)
+  assert np.any(first != second)
+
+
+def test_negatives_are_drawn_anew_every_epoch(dataset):
+  stream = batches.make_train_stream(dataset, 160, seed=3)
+
+  def negatives(epoch):
+    found = {}
+    for step in range(stream.steps_per_epoch):
+      rows, items, *_ = stream.examples(epoch * stream.steps_per_epoch + step)
+      found |= dict(zip(rows.tolist(), items[:, 1:].tolist(), strict=True))
+    return found
+
+  first, second = negatives(0), negatives(1)
+  same = sum(first[row] == second[row] for row in first)
+  assert same < 3
+
+
+@pytest.mark.parametrize('num_shards', [2, 4, 8])
+def test_shards_hold_the_same_examples_as_one(dataset, num_shards):
+  one = batches.make_train_stream(dataset, 165, seed=3)
+  many = batches.make_train_stream(dataset, 165, seed=3, num_shards=num_shards)
+  for step in (0, one.steps_per_epoch - 1):
+    whole, shards = one.batch(step), many.batch(step)
+    per_shard = shards['target'].shape[1]
+    assert shards['weight'].sum() == whole['weight'].sum()
+    for row in range(int(whole['weight'][:, 0].sum())):
+      shard, place = divmod(row, per_shard)
+      piece = {
+        'items': {k: v[shard] for k, v in shards['items'].items()},
+        **{k: shards[k][shard] for k in ('segment', 'history', 'target')},
+      }
+      for a, b in zip(
+        unpack(dataset, whole, row),
+        unpack(dataset, piece, place),
+        strict=True,
+      ):
+        np.testing.assert_array_equal(a, b)
+      assert shards['row'][shard][place] == whole['row'][row]
+
+
+def test_shapes_are_few(dataset):
+  stream = batches.make_train_stream(dataset, 160, seed=3)
+  shapes = {
+    (len(b['history']), len(b['items']['item']))
+    for b in map(stream.batch, range(3 * stream.steps_per_epoch))
+  }
+  assert len(shapes) == 1
+
+
+def test_evaluation_keeps_order_and_candidates(dataset):
+  stream = batches.make_eval_stream(dataset, 'test', 31 * 40)
+  part = dataset.parts['test']
+  place = 0
+  for number in range(stream.num_batches):
+    batch = stream.batch(number)
+    count = int(batch['weight'][:, 0].sum())
+    for row in range(count):
+      _, targets = unpack(dataset, batch, row)
+      items = [dataset.item[part.event[place]], *part.candidates[place]]
+      assert targets.tolist() == dataset.item_ids['item'][items].tolist()
+      place += 1
+  assert place == len(part)
+
+
+def test_a_batch_smaller_than_the_devices_is_refused(dataset):
+  with pytest.raises(ValueError, match='too few for 8 device'):
+    batches.make_train_stream(dataset, 20, seed=0, num_shards=8)
+
+
+def test_prefetch_keeps_order_and_passes_errors_on():
+  def make(number):
+    if number == 7:
+      raise RuntimeError('seven')
+    return {'number': number}
+
+  stream = batches.prefetch(make, 2, 10)
+  assert [next(stream)['number'] for _ in range(5)] == [2, 3, 4, 5, 6]
+  with pytest.raises(RuntimeError, match='seven'):
+    next(stream)

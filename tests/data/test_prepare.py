@@ -1,0 +1,311 @@
+"""Whole preparations: counts by hand, tasks, and datasets that were touched."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from eain_jax.config import PrepareConfig
+from eain_jax.data.dataset import open_dataset
+from eain_jax.data.events import k_core
+from eain_jax.data.lines import ReadOptions
+from eain_jax.data.log_files import read_log
+from eain_jax.data.prepare import prepare
+from eain_jax.errors import InputError
+
+COLUMNS = ('user=u', 'item=i', 'timestamp=t')
+DAY = 86_400
+
+
+def write_log(path, rows, header='u,i,t'):
+  path.write_text('\n'.join([header, *rows]) + '\n')
+  return str(path)
+
+
+def make(folder, rows, header='u,i,t', columns=COLUMNS, **settings):
+  settings = {'negatives': 1, 'eval_negatives': 1} | settings
+  events = write_log(folder / 'log.csv', rows, header)
+  config = PrepareConfig(events=events, columns=columns, **settings)
+  return prepare(config, folder / 'dataset'), folder / 'dataset'
+
+
+# Three users with 4, 3 and 2 events, days apart; items a to e.
+ROWS = [
+  f'x,a,{1 * DAY}',
+  f'x,b,{2 * DAY}',
+  f'x,c,{3 * DAY}',
+  f'x,d,{9 * DAY}',
+  f'y,a,{1 * DAY}',
+  f'y,e,{5 * DAY}',
+  f'y,b,{6 * DAY}',
+  f'z,c,{4 * DAY}',
+  f'z,a,{7 * DAY}',
+]
+
+
+def test_counts_by_hand(tmp_path):
+  manifest, folder = make(tmp_path, ROWS)
+  counts = manifest['counts']
+  assert (counts['lines'], counts['events']) == (9, 9)
+  assert (counts['users'], counts['items']) == (3, 5)
+  sizes = lambda part: [
+    counts[part][name]
+    for name in ('positives', 'examples', 'requests', 'dropped_short_history')
+  ]
+  # Train targets: x b; x a, y a have no history. Valid: x c, y e; z c has none.
+  assert sizes('train') == [1, 2, 1, 2]
+  assert sizes('valid') == [2, 4, 2, 1]
+  assert sizes('test') == [3, 6, 3, 0]
+  dataset = open_dataset(folder)
+  # Training events are x a, x b, y a, so c, d and e are unknown items.
+  items = pl.read_parquet(folder / 'items.parquet')
+  assert items['item'].to_list() == ['a', 'b', 'c', 'd', 'e']
+  assert items['item_id'].to_list() == [2, 3, 1, 1, 1]
+  vocabulary = pl.read_csv(folder / 'vocabularies' / 'item.csv')
+  assert vocabulary.rows() == [(2, 'a', 2), (3, 'b', 1)]
+  # z has no training event.
+  assert dataset.user_ids.tolist() == [2, 3, 1]
+  assert dataset.events_table().select('user', 'item').rows()[:2] == [
+    ('x', 'a'),
+    ('x', 'b'),
+  ]
+
+
+def test_min_history_of_zero_keeps_first_events(tmp_path):
+  manifest, _ = make(tmp_path, ROWS, min_history=0)
+  counts = manifest['counts']
+  assert [counts[p]['positives'] for p in ('train', 'valid', 'test')] == [
+    3,
+    3,
+    3,
+  ]
+
+
+def test_the_published_protocol_is_named(tmp_path):
+  manifest, folder = make(tmp_path, ROWS, split='last_out_no_validation')
+  assert manifest['counts']['train']['positives'] == 3
+  assert manifest['counts']['valid'] == manifest['counts']['test']
+  assert any('selected on the test part' in n for n in manifest['notes'])
+  parts = open_dataset(folder).parts
+  np.testing.assert_array_equal(
+    parts['valid'].candidates, parts['test'].candidates
+  )
+
+
+def test_ties_in_time_keep_the_order_of_the_source(tmp_path):
+  rows = [f'x,{item},{DAY}' for item in 'dacb']
+  _, folder = make(tmp_path, [*rows, *ROWS[4:]])
+  table = open_dataset(folder).events_table()
+  assert table.filter(pl.col('user') == 'x')['item'].to_list() == list('dacb')
+
+
+def test_rating_makes_requests_of_days_and_histories_before_them(tmp_path):
+  rows = [
+    f'x,a,{1 * DAY},5',
+    f'x,b,{1 * DAY + 60},2',
+    f'x,c,{2 * DAY},4',
+    f'x,d,{2 * DAY + 5},1',
+    f'x,e,{3 * DAY},3',
+    f'x,a,{4 * DAY},5',
+  ]
+  manifest, folder = make(
+    tmp_path,
+    rows,
+    'u,i,t,r',
+    (*COLUMNS, 'rating=r'),
+    task='rating',
+    min_history=0,
+    split='last_out_no_validation',
+  )
+  part = open_dataset(folder).parts['train']
+  assert part.label.tolist() == [1, 0, 1, 0, 0]
+  assert part.request.tolist() == [0, 0, 1, 1, 2]
+  # Events of the same day are not in each other's history.
+  assert part.history_end.tolist() == [0, 0, 2, 2, 4]
+  assert manifest['counts']['train']['requests'] == 3
+  assert manifest['counts']['test']['positives'] == 1
+
+
+LOG_ROWS = [
+  # user, item, time, request, position, click
+  'x,a,1,r1,1,0',
+  'x,b,1,r1,2,1',
+  'x,c,1,r1,3,0',
+  'x,d,2,r2,1,1',
+  'x,e,2,r2,2,1',
+  'x,a,3,r3,1,0',
+  'x,b,3,r3,2,0',
+  'x,c,4,r4,1,0',
+  'x,e,4,r4,2,1',
+  'y,a,5,r5,1,1',
+]
+LOG_COLUMNS = (*COLUMNS, 'request=q', 'position=p', 'label=c')
+
+
+def test_logged_histories_are_earlier_positives(tmp_path):
+  _, folder = make(
+    tmp_path,
+    LOG_ROWS,
+    'u,i,t,q,p,c',
+    LOG_COLUMNS,
+    time_fractions=(0.6, 0.2, 0.2),
+  )
+  dataset = open_dataset(folder)
+  assert dataset.task == 'logged'
+  train, valid, test = (dataset.parts[p] for p in ('train', 'valid', 'test'))
+  assert [len(train), len(valid), len(test)] == [7, 2, 1]
+  assert train.label.tolist() == [0, 1, 0, 1, 1, 0, 0]
+  items = np.array(list('abcde'))
+
+  def history(part, row):
+    start = dataset.history_start[dataset.user[part.event[row]]]
+    rows = dataset.history_event[start : part.history_end[row]]
+    return ''.join(items[dataset.item[rows]])
+
+  assert [history(train, row) for row in range(7)] == [
+    '',
+    '',
+    '',
+    'b',
+    'b',
+    'bde',
+    'bde',
+  ]
+  assert [history(valid, row) for row in range(2)] == ['bde', 'bde']
+  # The first example of user y has no history, and is kept.
+  assert history(test, 0) == ''
+
+
+def test_logged_skip_above(tmp_path):
+  manifest, folder = make(
+    tmp_path,
+    LOG_ROWS,
+    'u,i,t,q,p,c',
+    LOG_COLUMNS,
+    time_fractions=(0.6, 0.2, 0.2),
+    skip_above=True,
+  )
+  train = open_dataset(folder).parts['train']
+  # r1 loses c below its last click; r3 has no click and goes whole.
+  assert train.label.tolist() == [0, 1, 1, 1]
+  assert manifest['counts']['train']['dropped_by_skip_above'] == 3
+  assert manifest['counts']['valid']['examples'] == 2
+
+
+def test_simulated_skip_above_says_so_and_counts(tmp_path):
+  rng = np.random.default_rng(0)
+  rows = [
+    f'u{user},i{item},{time}'
+    for user in range(60)
+    for time, item in enumerate(rng.permutation(40)[:10])
+  ]
+  manifest, folder = make(tmp_path, rows, skip_above=True, negatives=4)
+  part = open_dataset(folder).parts['train']
+  counts = manifest['counts']['train']
+  assert counts['positives'] == 60 * 7
+  assert counts['examples'] == 420 + part.kept_negatives.sum()
+  assert counts['examples'] + counts['dropped_by_skip_above'] == 420 * 5
+  assert any('simulated order' in note for note in manifest['notes'])
+
+
+def test_the_same_twice_is_byte_identical(tmp_path):
+  for name in ('one', 'two'):
+    (tmp_path / name).mkdir()
+  first, _ = make(tmp_path / 'one', ROWS)
+  second, _ = make(tmp_path / 'two', ROWS)
+  assert first['files'] == second['files']
+
+
+def touch_bytes(file):
+  data = bytearray(file.read_bytes())
+  data[-1] ^= 1
+  file.write_bytes(bytes(data))
+
+
+def test_every_file_of_a_dataset_is_checked(tmp_path):
+  manifest, folder = make(tmp_path, ROWS)
+  for name in manifest['files']:
+    file = folder / name
+    if not file.stat().st_size:
+      continue
+    before = file.read_bytes()
+    touch_bytes(file)
+    with pytest.raises(InputError, match='is not as it was written'):
+      open_dataset(folder)
+    file.unlink()
+    with pytest.raises(InputError, match='is missing'):
+      open_dataset(folder)
+    file.write_bytes(before)
+  open_dataset(folder)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda m: m['counts'].update(events=8), 'was changed after'),
+    (lambda m: m.update(format_version=99), 'format version 99'),
+    (lambda m: m.pop('fingerprint'), 'is damaged'),
+  ],
+)
+def test_a_changed_manifest_is_refused(tmp_path, change, message):
+  _, folder = make(tmp_path, ROWS)
+  file = folder / 'manifest.json'
+  manifest = json.loads(file.read_text())
+  change(manifest)
+  file.write_text(json.dumps(manifest))
+  with pytest.raises(InputError, match=message):
+    open_dataset(folder)
+
+
+def test_not_a_dataset(tmp_path):
+  with pytest.raises(InputError, match='is not a prepared dataset'):
+    open_dataset(tmp_path)
+
+
+def test_an_output_that_holds_something_is_left_alone(tmp_path):
+  (tmp_path / 'dataset').mkdir()
+  (tmp_path / 'dataset' / 'mine.txt').write_text('mine')
+  with pytest.raises(InputError, match='already holds something'):
+    make(tmp_path, ROWS)
+  assert (tmp_path / 'dataset' / 'mine.txt').read_text() == 'mine'
+
+
+@pytest.mark.parametrize(
+  ('rows', 'settings', 'message'),
+  [
+    ([*ROWS[:2], ROWS[7]], {}, 'too few for --split=last_out'),
+    (ROWS, {'task': 'rating'}, 'needs ratings'),
+    (ROWS, {'task': 'logged'}, 'needs labels'),
+    (ROWS, {'eval_negatives': 4}, 'has had nearly all'),
+    (ROWS, {'k_core': 5}, 'lower --k_core'),
+    (ROWS, {'reviews': ('r.json',)}, 'exactly one source'),
+    (ROWS, {'metadata': ('m.json',)}, '--metadata goes with --reviews'),
+    (ROWS, {'columns': ('user=u',)}, 'must name item, timestamp'),
+    (ROWS, {'columns': (*COLUMNS, 'user=v')}, 'names user twice'),
+    (ROWS, {'columns': ('user',)}, 'write it as name=column'),
+  ],
+)
+def test_what_cannot_be_prepared_is_one_sentence(
+  tmp_path, rows, settings, message
+):
+  with pytest.raises(InputError, match=message) as caught:
+    make(tmp_path, rows, **settings)
+  assert '\n' not in str(caught.value)
+  assert [file.name for file in tmp_path.iterdir()] == ['log.csv']
+
+
+def test_k_core_is_iterated(tmp_path):
+  # Item c goes first; that leaves r with one event, so r goes too.
+  rows = ['p,a,1', 'p,b,2', 'q,a,1', 'q,b,2', 'r,a,1', 'r,c,2']
+  columns = {'user': 'u', 'item': 'i', 'timestamp': 't'}
+  log, _ = read_log(
+    write_log(tmp_path / 'log.csv', rows), columns, ReadOptions()
+  )
+  core = k_core(log, 2)
+  assert core.users.to_list() == ['p', 'q']
+  assert core.items.to_list() == ['a', 'b']
+  assert core.user.tolist() == [0, 0, 1, 1]
+  assert core.item.tolist() == [0, 1, 0, 1]
+  assert core.counts['k_core_dropped'] == 2
+  assert core.counts['events'] == 4

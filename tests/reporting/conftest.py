@@ -1,0 +1,168 @@
+"""Runs and a manifest whose numbers are known by hand."""
+
+import pytest
+
+from eain_jax.config import MODEL_CONFIGS, PrepareConfig, TrainConfig
+from eain_jax.reporting.table1 import Run
+
+FINGERPRINT = 'f0' * 32
+
+# By model, test AUC of seeds 0, 1, 2. Differences from EAIN, seed by seed:
+# LR .10 .11 .12, MF .10 .10 .10, DIN .005 .01 .015, DeepFM .02 .02 .02.
+AUC = {
+  'lr': (0.70, 0.70, 0.70),
+  'mf': (0.70, 0.71, 0.72),
+  'dnn': (0.60, 0.61, 0.62),
+  'din': (0.795, 0.80, 0.805),
+  'deepfm': (0.78, 0.79, 0.80),
+  'eain': (0.80, 0.81, 0.82),
+}
+
+
+def make_metrics(auc, **changed):
+  """Ten requests of one positive and 99 negatives; recall is the AUC."""
+  return {
+    'auc': auc,
+    'auc_ci95': 0.002,
+    'gauc': auc - 0.01,
+    'gauc_users': 10,
+    'gauc_users_skipped': 1,
+    'logloss': 1 - auc,
+    'calibration': 1.01,
+    'ece': 0.02,
+    'precision@10': auc / 10,
+    'recall@10': auc,
+    'f1': 2 * auc / 11,
+    'f1_per_request': 2 * auc / 11,
+    'ndcg@10': auc / 2,
+    'hit_rate@10': auc,
+    'mrr': auc / 3,
+    'mrr@10': auc / 4,
+    'requests': 10,
+    'requests_without_positive': 0,
+    'examples': 1000,
+    **changed,
+  }
+
+
+def make_run(model='eain', seed=0, *, test=None, seconds=12.5, **settings):
+  """One run of two epochs of two training records."""
+  auc = AUC[model][seed]
+  records = []
+  for epoch in (1, 2):
+    for half, loss in ((0.5, 0.9), (1.0, 0.7)):
+      records.append(
+        {
+          'kind': 'train',
+          'step': int(20 * (epoch - 1 + half)),
+          'epoch': epoch - 1 + half,
+          'loss': loss / epoch,
+          'total_loss': loss,
+          'gradient_norm': 1.0,
+        }
+      )
+    records.append(
+      {
+        'kind': 'valid',
+        'step': 20 * epoch,
+        'epoch': float(epoch),
+        'learning_rate_factor': 0.1,
+        'seconds': 3.0 * epoch,
+        **make_metrics(auc + 0.01 * epoch),
+      }
+    )
+  return Run(
+    model,
+    seed,
+    {
+      'version': '0.1.0',
+      'dataset': {'fingerprint': FINGERPRINT},
+      'model': model,
+      'model_config': MODEL_CONFIGS[model]().to_dict(),
+      'train_config': TrainConfig(seed=seed, **settings).to_dict(),
+    },
+    {
+      'model': model,
+      'version': '0.1.0',
+      'dataset': FINGERPRINT,
+      'seed': seed,
+      'parameters': 1234,
+      'best_step': 40,
+      'best_epoch': 2.0,
+      'steps': 40,
+      'valid': make_metrics(auc + 0.02),
+      'test': make_metrics(auc) if test is None else test,
+      'seconds': seconds,
+      'examples_per_second': 1000 / seconds,
+    },
+    records,
+  )
+
+
+def make_manifest(**changed):
+  """Of `next_item` with 4 negatives in training and 99 in evaluation."""
+  part = lambda positives, negatives: {
+    'positives': positives,
+    'examples': positives * (1 + negatives),
+    'requests': positives,
+    'dropped_short_history': 0,
+    'dropped_by_skip_above': 0,
+    'requests_without_positive': 0,
+  }
+  return {
+    'version': '0.1.0',
+    'task': 'next_item',
+    'split': 'last_out',
+    'min_history': 1,
+    'seed': 0,
+    'fingerprint': FINGERPRINT,
+    'config': PrepareConfig(events='log.csv').to_dict(),
+    'counts': {
+      'lines': 1_000,
+      'events': 990,
+      'users': 10,
+      'items': 50,
+      'duplicates': 7,
+      'rejected': 3,
+      'train': part(900, 4),
+      'valid': part(10, 99),
+      'test': part(10, 99),
+    },
+    'sources': [
+      {'name': 'log.csv', 'bytes': 4321, 'sha256': 'ab' * 32, 'format': 'csv'}
+    ],
+    'notes': ['Requests are simulated.'],
+    'features': [
+      {
+        'name': 'item',
+        'kind': 'item',
+        'num_rows': 52,
+        'max_values': 1,
+        'multi_valued': False,
+      }
+    ],
+    'first_timestamp': 0,
+    'last_timestamp': 86_400,
+    **changed,
+  }
+
+
+@pytest.fixture
+def fake():
+  """The makers above, for tests cannot import one another."""
+  return type(
+    'Fake',
+    (),
+    {
+      'AUC': AUC,
+      'metrics': staticmethod(make_metrics),
+      'run': staticmethod(make_run),
+      'manifest': staticmethod(make_manifest),
+      'runs': staticmethod(
+        lambda seeds=3, models=tuple(AUC): [
+          make_run(model, seed) for seed in range(seeds) for model in models
+        ]
+      ),
+      'no_ceilings': {'valid': None, 'test': None},
+    },
+  )

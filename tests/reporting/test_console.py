@@ -1,0 +1,149 @@
+"""What stands on a terminal, and what in a log."""
+
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from eain_jax.reporting import console as module
+from eain_jax.reporting.console import (
+  TrainingDisplay,
+  metrics_on_console,
+  table1_on_console,
+)
+from eain_jax.reporting.table1 import build_table1
+
+
+def _console(*, terminal=False, width=80):
+  return Console(
+    file=io.StringIO(),
+    force_terminal=terminal,
+    width=width,
+    highlight=False,
+    color_system=None,
+  )
+
+
+def _shown(console):
+  return console.file.getvalue()
+
+
+def test_table_fits_80_columns_and_loses_no_figure(fake):
+  console = _console()
+  table = build_table1(fake.runs(3), fake.manifest(), fake.no_ceilings)
+  console.print(table1_on_console(table))
+  text = _shown(console)
+  assert '…' not in text
+  row = next(line for line in text.splitlines() if line.startswith('EAIN'))
+  assert row.split() == [
+    'EAIN',
+    '.8100±.0248',
+    '.845',
+    '.0810±.0025',
+    '.490',
+    '.8100±.0248',
+    '.550',
+    '.1473±.0045',
+    '.506',
+  ]
+  assert 'undecided' in text
+  assert 'Precision@10 is at most 0.1' in text
+
+
+def test_names_are_neither_markup_nor_escape_sequences(fake):
+  source = {
+    'name': '[red]x[/nonsense]\x1b[2J',
+    'bytes': 1,
+    'sha256': '0',
+    'format': 'csv',
+  }
+  console = _console()
+  console.print(
+    table1_on_console(
+      build_table1(
+        fake.runs(1), fake.manifest(sources=[source]), fake.no_ceilings
+      )
+    )
+  )
+  assert '[red]x[/nonsense]\\x1b[2J' in _shown(console)
+
+
+def test_metrics(fake, monkeypatch):
+  console = _console()
+  monkeypatch.setattr(module, 'console', console)
+  values = fake.metrics(0.75, gauc=math.nan, examples=12_345)
+  metrics_on_console({**values, 'ceiling': {'auc': 0.9, 'gauc': 0.8}})
+  lines = {
+    line.rsplit('  ', 1)[0].split('  ')[0].strip(): line.split()
+    for line in _shown(console).splitlines()
+  }
+  assert lines['AUC'] == ['AUC', '0.7500', '±', '0.0020', '0.9000']
+  assert lines['GAUC'] == ['GAUC', '-', '0.8000']
+  assert lines['examples'] == ['examples', '12,345']
+  assert 'auc_ci95' not in _shown(console)
+
+
+@pytest.mark.parametrize('ceiling', [{}, {'ceiling': None}])
+def test_metrics_without_ceiling(fake, monkeypatch, ceiling):
+  console = _console()
+  monkeypatch.setattr(module, 'console', console)
+  metrics_on_console({**fake.metrics(0.75), **ceiling})
+  assert 'Ceiling' not in _shown(console)
+  assert 'ceiling' not in _shown(console)
+
+
+def test_plain_lines_are_validations(fake):
+  console = _console()
+  with TrainingDisplay('eain', 20, console, clock=lambda: 0.0) as display:
+    for record in fake.run('eain', 0).records:
+      display(record)
+  assert _shown(console).splitlines() == [
+    'eain: epoch 1/20  loss 0.7000  AUC 0.8100  GAUC 0.8000  logloss 0.1900  '
+    'lr x0.1  3.0 s',
+    'eain: epoch 2/20  loss 0.3500  AUC 0.8200  GAUC 0.8100  logloss 0.1800  '
+    'lr x0.1  6.0 s',
+  ]
+
+
+def test_a_long_epoch_gives_a_line_a_minute(fake):
+  console, now = _console(), [0.0]
+  display = TrainingDisplay('din', 2, console, clock=lambda: now[0])
+  record = fake.run('eain', 0).records[0]
+  for number in range(1, 14):
+    now[0] = 10.0 * number
+    display({**record, 'step': 500 * number, 'epoch': number / 100})
+  # At 60 and 120 s; 500 steps in 10 s.
+  assert _shown(console).splitlines() == [
+    'din: epoch 0.1/2  step 3,000  loss 0.9000  50.0 steps/s',
+    'din: epoch 0.1/2  step 6,000  loss 0.9000  50.0 steps/s',
+  ]
+
+
+def test_a_resumed_run_begins_with_a_validation_and_may_have_no_gauc(fake):
+  console = _console()
+  record = fake.run('eain', 0).records[2] | {'gauc': math.nan}
+  TrainingDisplay('lr', to=console)(record)
+  assert _shown(console).startswith('lr: epoch 1  loss -  AUC 0.8100  GAUC -')
+
+
+def test_bar_on_a_terminal(fake):
+  console, now = _console(terminal=True, width=120), [0.0]
+
+  def clock():
+    now[0] += 0.5
+    return now[0]
+
+  with TrainingDisplay('eain [bold]', 4, console, clock) as display:
+    for record in fake.run('eain', 0).records:
+      display(record)
+  text = _shown(console)
+  assert 'eain [bold]' in text
+  assert 'epoch 2/4' in text
+  assert 'AUC 0.8200' in text
+  # From step 10 to step 20 in one reading of the clock, .5 s.
+  assert '20.0 steps/s' in text
+
+
+def test_results_stay_off_standard_output():
+  assert module.console.stderr

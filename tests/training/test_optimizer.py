@@ -1,0 +1,145 @@
+"""Schedules and updates by formula and by hand."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from eain_jax.config import TrainConfig
+from eain_jax.training.optimizer import (
+  make_optimizer,
+  make_schedule,
+  set_plateau_factor,
+)
+
+PARAMS = {'w': jnp.array([1.0, -2.0, 0.5]), 'b': jnp.array(3.0)}
+GRADS = {'w': jnp.array([0.3, -0.1, 0.0]), 'b': jnp.array(2.0)}
+
+
+def updates_of(config, num_steps, factors=None):
+  """What each of the first `num_steps` steps adds to PARAMS, always GRADS."""
+  optimizer = make_optimizer(config, 100)
+  state, updates = optimizer.init(PARAMS), []
+  for step in range(num_steps):
+    if factors:
+      state = set_plateau_factor(state, factors[step])
+    update, state = optimizer.update(GRADS, state, PARAMS)
+    updates.append(jax.tree.map(np.asarray, update))
+  return updates
+
+
+@pytest.mark.parametrize('warmup', [0, 10])
+@pytest.mark.parametrize('schedule', ['constant', 'cosine', 'linear'])
+def test_schedules(schedule, warmup):
+  config = TrainConfig(
+    learning_rate=0.2, schedule=schedule, warmup_steps=warmup
+  )
+  rate = make_schedule(config, 110)
+  length = 110 - warmup
+  for step in range(0, 111):
+    if step < warmup:
+      expected = 0.2 / warmup + (0.2 - 0.2 / warmup) * step / warmup
+    else:
+      done = (step - warmup) / length
+      expected = (
+        0.2
+        * {
+          'constant': 1.0,
+          'linear': 1 - done,
+          'cosine': 0.5 * (1 + math.cos(math.pi * done)),
+        }[schedule]
+      )
+    assert float(rate(step)) == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+def test_warmup_longer_than_the_run():
+  config = TrainConfig(learning_rate=0.2, warmup_steps=50, schedule='cosine')
+  rates = [float(make_schedule(config, 20)(step)) for step in range(20)]
+  assert all(0 < a < b <= 0.2 for a, b in itertools.pairwise(rates))
+
+
+def test_sgd_steps_against_the_gradient():
+  config = TrainConfig(optimizer='sgd', learning_rate=0.5, clip_norm=0)
+  (update,) = updates_of(config, 1)
+  np.testing.assert_allclose(update['w'], [-0.15, 0.05, 0], rtol=1e-6)
+  assert update['b'] == pytest.approx(-1.0)
+
+
+def test_adam_by_hand():
+  config = TrainConfig(optimizer='adam', learning_rate=0.5, clip_norm=0)
+  first, second = 0.0, 0.0
+  for step, update in enumerate(updates_of(config, 5), 1):
+    first = 0.9 * first + 0.1 * 2.0
+    second = 0.999 * second + 0.001 * 4.0
+    corrected = first / (1 - 0.9**step), second / (1 - 0.999**step)
+    expected = -0.5 * corrected[0] / (math.sqrt(corrected[1]) + 1e-8)
+    assert update['b'] == pytest.approx(expected, rel=1e-4)
+    assert update['w'][2] == 0.0
+
+
+def test_adagrad_by_hand():
+  config = TrainConfig(optimizer='adagrad', learning_rate=0.5, clip_norm=0)
+  total = 0.1
+  for update in updates_of(config, 4):
+    total += 4.0
+    assert update['b'] == pytest.approx(-0.5 * 2 / math.sqrt(total), rel=1e-5)
+    assert update['w'][2] == 0.0
+
+
+def test_adamw_decays_what_adam_leaves():
+  adam, adamw = (
+    updates_of(TrainConfig(optimizer=name, learning_rate=0.5), 1)[0]
+    for name in ('adam', 'adamw')
+  )
+  np.testing.assert_allclose(
+    adamw['w'] - adam['w'], -0.5 * 1e-4 * PARAMS['w'], atol=1e-7
+  )
+
+
+def test_clipping_scales_the_whole_gradient():
+  norm = math.sqrt(0.09 + 0.01 + 4)
+  for clip, scale in ((10.0, 1.0), (1.0, 1 / norm), (0.0, 1.0)):
+    config = TrainConfig(optimizer='sgd', learning_rate=1, clip_norm=clip)
+    (update,) = updates_of(config, 1)
+    np.testing.assert_allclose(
+      update['w'], -scale * GRADS['w'], rtol=1e-5, atol=1e-9
+    )
+    assert update['b'] == pytest.approx(-2 * scale, rel=1e-5)
+
+
+@pytest.mark.parametrize('name', ['adam', 'adamw', 'adagrad', 'sgd'])
+def test_the_plateau_factor_scales_updates_and_nothing_else(name):
+  """Moments go on as they were; the schedule keeps counting."""
+  config = TrainConfig(optimizer=name, schedule='linear', learning_rate=0.1)
+  factors = [1.0, 1.0, 0.1, 0.1, 0.01, 1.0]
+  plain = updates_of(config, 6)
+  scaled = updates_of(config, 6, factors)
+  for factor, a, b in zip(factors, plain, scaled, strict=True):
+    jax.tree.map(
+      lambda x, y, factor=factor: np.testing.assert_allclose(
+        y, factor * x, rtol=1e-6
+      ),
+      a,
+      b,
+    )
+
+
+def test_the_plateau_factor_is_a_leaf_of_the_state():
+  """So it is saved with it, and a new one compiles no new step."""
+  optimizer = make_optimizer(TrainConfig(), 100)
+  old = optimizer.init(PARAMS)
+  new = set_plateau_factor(old, 0.25)
+  assert optax.tree_utils.tree_get(old, 'step_size') == 1.0
+  assert optax.tree_utils.tree_get(new, 'step_size') == 0.25
+  assert jax.tree.structure(old) == jax.tree.structure(new)
+  shapes = lambda state: jax.tree.map(lambda x: (x.shape, x.dtype), state)
+  assert shapes(old) == shapes(new)
+  changed = [
+    a is not b
+    for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+  ]
+  assert sum(changed) == 1

@@ -1,0 +1,268 @@
+"""The training step: by hand for LR, and what must hold of every step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eain_jax.config import TrainConfig
+from eain_jax.data.batches import make_eval_stream, make_train_stream
+from eain_jax.evaluation import metrics
+from eain_jax.evaluation.evaluator import score_part
+from eain_jax.models import make_model
+from eain_jax.training import parallel
+from eain_jax.training.optimizer import make_optimizer
+from eain_jax.training.state import init_state
+from eain_jax.training.step import (
+  make_score_step,
+  make_train_step,
+  shuffle_within_batch,
+)
+
+BATCH_SIZE = 500  # 100 requests of 5; 1442 requests, so 42 in the last batch
+
+
+def start(dataset, model, config, batch):
+  """The state of step 0, and the step, not yet compiled."""
+  optimizer = make_optimizer(config, 1_000)
+  init = lambda: init_state(
+    model, dataset.features, optimizer, batch, config.seed
+  )
+  step = make_train_step(model, dataset.features, optimizer, config)
+  return jax.jit(init)(), step
+
+
+def lr_loss_and_gradients(params, batch, features):
+  """Mean BCE of logistic regression over weights, and its exact gradients."""
+  tables, bias = params
+  grads = {name: np.zeros_like(table) for name, table in tables.items()}
+  of_kind = lambda kind: [f for f in features if f.kind == kind]
+  num_requests, num_candidates = batch['label'].shape
+  history = [
+    batch['history'][batch['segment'] == r] for r in range(num_requests)
+  ]
+  total_weight, loss, bias_grad = batch['weight'].sum(), 0.0, 0.0
+
+  def item_terms(item, share):
+    for feature in of_kind('item'):
+      ids = np.atleast_1d(batch['items'][feature.name][item])
+      ids = ids[ids > 0]
+      yield from ((feature.name, i, share / len(ids)) for i in ids)
+
+  for r in range(num_requests):
+    request_terms = [('user', batch['user'][r], 1.0)]
+    for feature in of_kind('context'):
+      context = batch['context'][feature.name][r]
+      request_terms.append((feature.name, context, 1.0))
+    for item in history[r]:
+      request_terms += item_terms(item, 1 / len(history[r]))
+    for c in range(num_candidates):
+      weight, y = batch['weight'][r, c], batch['label'][r, c]
+      if weight == 0:
+        continue
+      terms = [*request_terms, *item_terms(batch['target'][r, c], 1.0)]
+      logit = bias + sum(x * tables[name][i, 0] for name, i, x in terms)
+      p = 1 / (1 + np.exp(-logit))
+      share = weight / total_weight
+      loss -= share * (y * np.log(p) + (1 - y) * np.log(1 - p))
+      bias_grad += share * (p - y)
+      for name, i, x in terms:
+        grads[name][i, 0] += share * (p - y) * x
+  return loss, (grads, bias_grad)
+
+
+def test_sgd_on_logistic_regression_is_the_closed_form(dataset):
+  """Three steps, the last one on the uneven batch, with both penalties."""
+  l2, table_l2, rate = 1e-3, 2e-3, 0.7
+  config = TrainConfig(
+    optimizer='sgd', learning_rate=rate, l2=l2, table_l2=table_l2, clip_norm=0
+  )
+  stream = make_train_stream(dataset, BATCH_SIZE, seed=0)
+  batches = [stream.batch(number) for number in (0, 1, 14)]
+  assert [batch['weight'].sum() for batch in batches] == [500, 500, 210]
+  model = make_model('lr')
+  # A dataset always has users, so LR is tested with them.
+  model = make_model('lr', type(model.config)(use_user=True))
+  state, step = start(dataset, model, config, batches[0])
+  tables = {
+    name: np.asarray(table, np.float64)
+    for name, table in state.params['tables'].items()
+  }
+  bias, step = 0.0, jax.jit(step)
+  for batch in batches:
+    loss, (grads, bias_grad) = lr_loss_and_gradients(
+      (tables, bias), batch, dataset.features
+    )
+    squares = sum(np.square(table).sum() for table in tables.values())
+    total = loss + (l2 + table_l2) * squares + l2 * bias**2
+    for name, table in tables.items():
+      grads[name] += 2 * (l2 + table_l2) * table
+      tables[name] = table - rate * grads[name]
+    bias_grad += 2 * l2 * bias
+    bias -= rate * bias_grad
+    norm = np.sqrt(
+      sum(np.square(grad).sum() for grad in grads.values()) + bias_grad**2
+    )
+    state, found = step(state, batch)
+    assert float(found['loss']) == pytest.approx(loss, rel=1e-6)
+    assert float(found['total_loss']) == pytest.approx(total, rel=1e-6)
+    assert float(found['gradient_norm']) == pytest.approx(norm, rel=1e-5)
+    for name, table in tables.items():
+      np.testing.assert_allclose(state.params['tables'][name], table, atol=1e-6)
+    assert float(state.params['net']['bias']) == pytest.approx(bias, abs=1e-6)
+  assert int(state.step) == 3
+  # Padding rows have moved nowhere; every real row of a used feature has.
+  assert not tables['item'][0].any()
+  assert not np.asarray(state.params['tables']['item'][0]).any()
+
+
+@pytest.fixture(scope='module')
+def eain(dataset, small_config):
+  """A small EAIN with dropout: its state, its step, its batches."""
+  config = TrainConfig(learning_rate=0.01)
+  stream = make_train_stream(dataset, BATCH_SIZE, seed=0)
+  model = make_model('eain', small_config('eain', dropout=0.5))
+  state, step = start(dataset, model, config, stream.batch(0))
+  return state, jax.jit(step), stream
+
+
+def assert_equal_states(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_the_step_is_a_pure_function(eain):
+  """The same state and batch give the same bits: resume depends on it."""
+  state, step, stream = eain
+  first = step(state, stream.batch(3))
+  again = step(state, stream.batch(3))
+  assert_equal_states(first, again)
+
+
+def test_examples_without_weight_change_nothing(eain):
+  """Whatever label they carry."""
+  state, step, stream = eain
+  batch = stream.batch(0)
+  weight = batch['weight'].copy()
+  weight[:, 2], weight[7:9] = 0, 0
+  label = batch['label'].copy()
+  label[weight == 0] = 1 - label[weight == 0]
+  a = step(state, batch | {'weight': weight})
+  b = step(state, batch | {'weight': weight, 'label': label})
+  assert_equal_states(a, b)
+  # Doubling every weight leaves the mean as it is.
+  c = step(state, batch | {'weight': 2 * weight})
+  assert float(c[1]['loss']) == pytest.approx(float(a[1]['loss']), rel=1e-6)
+
+
+def test_dropout_follows_the_step_and_the_seed(eain):
+  state, step, stream = eain
+  batch = stream.batch(0)
+  losses = [
+    float(step(state.replace(step=jnp.int32(s)), batch)[1]['loss'])
+    for s in (0, 1, 2, 0)
+  ]
+  assert len(set(losses)) == 3
+  assert losses[0] == losses[3]
+
+
+def test_the_penalty_is_in_the_total_loss_alone(eain):
+  state, step, stream = eain
+  squares = sum(
+    np.square(np.asarray(table, np.float64)).sum()
+    for table in state.params['tables'].values()
+  )
+  _, found = step(state, stream.batch(0))
+  difference = float(found['total_loss']) - float(found['loss'])
+  expected = TrainConfig().table_l2 * squares
+  assert difference == pytest.approx(expected, abs=2e-7)
+
+
+@pytest.mark.parametrize('num_devices', [1, 8])
+def test_an_epoch_is_one_trace(dataset, small_config, num_devices):
+  """The uneven last batch has the shapes of the others."""
+  parallelism = 'none' if num_devices == 1 else 'pmap'
+  stream = make_train_stream(dataset, BATCH_SIZE, 0, num_devices)
+  model = make_model(
+    'dnn', small_config('dnn'), parallel.axis_name(parallelism)
+  )
+  first = parallel.shard_of(stream.batch(0), parallelism)
+  state, step = start(dataset, model, TrainConfig(), first)
+  traces, shapes = [], set()
+
+  def counted(state, batch):
+    traces.append(batch['history'].shape)
+    return step(state, batch)
+
+  compiled = parallel.compile_train_step(counted, parallelism)
+  for number in range(stream.steps_per_epoch + 2):
+    batch = stream.batch(number)
+    shapes.add(str(jax.tree.map(np.shape, batch)))
+    state, _ = compiled(state, batch)
+  assert stream.steps_per_epoch == 15
+  assert len(shapes) == 1
+  assert len(traces) == 1
+
+
+def test_shuffled_labels_stay_in_their_request():
+  label = np.zeros((4_000, 5), np.float32)
+  label[:, 0] = 1
+  shuffled = np.asarray(shuffle_within_batch(jax.random.key(0), label))
+  np.testing.assert_array_equal(shuffled.sum(1), 1)
+  # The positive is anywhere, a fifth of the time each: within five errors.
+  np.testing.assert_allclose(
+    shuffled.mean(0), 0.2, atol=5 * np.sqrt(0.2 * 0.8 / 4_000)
+  )
+
+
+def test_labels_of_single_examples_are_shuffled_over_the_batch():
+  label = np.zeros((4_000, 1), np.float32)
+  label[:1_000] = 1
+  shuffled = np.asarray(shuffle_within_batch(jax.random.key(0), label))
+  assert shuffled.sum() == 1_000
+  assert shuffled[:1_000].mean() == pytest.approx(0.25, abs=0.06)
+
+
+def train_and_test(dataset, model, config, num_steps):
+  """The losses of the steps, and the test AUC."""
+  stream = make_train_stream(dataset, BATCH_SIZE, config.seed)
+  state, step = start(dataset, model, config, stream.batch(0))
+  step = parallel.compile_train_step(step, 'none')
+  losses = []
+  for number in range(num_steps):
+    state, found = step(state, stream.batch(number))
+    losses.append(float(found['loss']))
+  score = jax.jit(make_score_step(model, dataset.features))
+  scored = score_part(
+    lambda batch: score(state.params, state.stats, batch),
+    make_eval_stream(dataset, 'test', 6_200),
+  )
+  return losses, metrics.auc(scored.label, scored.logit)
+
+
+@pytest.mark.parametrize('name', ['lr', 'mf', 'dnn', 'din', 'deepfm', 'eain'])
+def test_training_learns(dataset, small_config, name):
+  """Users take 80 % of their items from their own quarter of them.
+
+  The best AUC is about .5 + .8 - .2 = .86 less what negatives of the own
+  quarter cost. LR cannot know it: a sum of weights has no user by item. MF
+  has about ten events to learn a user from.
+  """
+  config = TrainConfig(learning_rate=0.01, table_l2=0.0)
+  model = make_model(name, small_config(name))
+  losses, auc = train_and_test(dataset, model, config, 90)
+  assert np.mean(losses[-15:]) < np.mean(losses[:3]) - 0.02
+  if name not in ('lr', 'mf'):
+    assert auc > 0.7
+
+
+def test_shuffled_labels_teach_nothing(dataset, small_config):
+  """The same model, told labels by chance: AUC .5, over three seeds."""
+  model = make_model('dnn', small_config('dnn'))
+  aucs = []
+  for seed in range(3):
+    config = TrainConfig(learning_rate=0.01, shuffle_labels=True, seed=seed)
+    losses, auc = train_and_test(dataset, model, config, 45)
+    aucs.append(auc)
+    # One in five is positive: the entropy of that is .500.
+    assert np.mean(losses[-15:]) == pytest.approx(0.5, abs=0.02)
+  assert np.mean(aucs) == pytest.approx(0.5, abs=0.06)
