@@ -199,7 +199,7 @@ TABLE_L2_HELP = (
 class ModelConfig(Settings):
   """What every model has."""
 
-  table_l2: float = setting(2e-3, TABLE_L2_HELP, at_least=0)
+  table_l2: float = setting(1e-3, TABLE_L2_HELP, at_least=0)
   table_stddev: float = setting(
     0.05, 'Standard deviation of the initial embeddings.', at_least=0
   )
@@ -214,7 +214,7 @@ class ModelConfig(Settings):
 class LogisticRegressionConfig(ModelConfig):
   """lr: a weight a feature value."""
 
-  table_l2: float = setting(1e-5, TABLE_L2_HELP, at_least=0)
+  table_l2: float = setting(1e-6, TABLE_L2_HELP, at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +228,7 @@ class EmbeddingConfig(ModelConfig):
 class MatrixFactorizationConfig(EmbeddingConfig):
   """mf: biases, and the product of user and item factors."""
 
-  table_l2: float = setting(1e-4, TABLE_L2_HELP, at_least=0)
+  table_l2: float = setting(1e-5, TABLE_L2_HELP, at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,6 +289,7 @@ class DinConfig(DeepConfig):
 class EainConfig(DeepConfig):
   """eain: attention, SE gates, masked pairs and PAIM in one network."""
 
+  table_l2: float = setting(2e-3, TABLE_L2_HELP, at_least=0)
   use_attention: bool = setting(
     True, 'Attention (1-3); else h_u is the mean of the history.'
   )

@@ -9,21 +9,18 @@ known. A run that was interrupted goes on when it is started again.
 import json
 from pathlib import Path
 
+import rich
 from absl import flags
-from eain_jax.reporting.console import (
-  TrainingDisplay,
-  console,
-  table1_on_console,
-)
-from eain_jax.reporting.page import render_page, write_text
-from eain_jax.reporting.plots import plot_training_curves
-from eain_jax.reporting.table1 import Run, build_table1, render_markdown
 
 from eain_jax.config import MODEL_CONFIGS, PrepareConfig, TrainConfig
 from eain_jax.data.dataset import Dataset, open_dataset, refuse_existing
 from eain_jax.data.prepare import prepare
 from eain_jax.errors import InputError
 from eain_jax.evaluation.evaluator import ceiling
+from eain_jax.reporting.console import TrainingDisplay, table1_on_console
+from eain_jax.reporting.page import render_page, write_text
+from eain_jax.reporting.plots import plot_auc, plot_training_curves
+from eain_jax.reporting.table1 import Run, build_table1, render_markdown
 from eain_jax.training import loop
 from experiments import cli
 
@@ -47,7 +44,7 @@ cli.define_models()
 cli.define_config(TrainConfig)
 
 PLAN_FILE, DATASET_FOLDER, RUNS_FOLDER = 'plan.json', 'dataset', 'runs'
-FIGURE = 'training_curves.png'
+CURVES_FILE, AUC_FILE = 'training_curves.png', 'auc.png'
 
 
 def plan_from_flags() -> dict:
@@ -87,7 +84,8 @@ def train_or_read(dataset: Dataset, model: str, seed: int, folder: Path) -> Run:
   model_config = cli.model_config_from_flags(model, ignore_unused=True)
   config = cli.config_from_flags(TrainConfig, seed=seed)
   if not (folder / loop.RESULT_FILE).is_file():
-    with TrainingDisplay(f'{model}, seed {seed}') as display:
+    title = f'{model}, seed {seed}'
+    with TrainingDisplay(title, config.epochs) as display:
       loop.fit(dataset, model, model_config, config, folder, display)
   records = (folder / loop.METRICS_FILE).read_text().splitlines()
   settings = loop.run_config(dataset, model, model_config, config)
@@ -127,14 +125,16 @@ def main() -> None:
   ]
   ceilings = {part: ceiling(dataset, part) for part in ('valid', 'test')}
   table = build_table1(runs, dict(dataset.manifest), ceilings)
-  plot_training_curves(runs, output_dir / FIGURE)
+  curves, bars = output_dir / CURVES_FILE, output_dir / AUC_FILE
+  plot_training_curves(runs, curves, ceilings['valid'])
+  plot_auc(table, bars)
   loop.write_json(output_dir / 'table1.json', table)
   write_text(output_dir / 'table1.md', render_markdown(table))
   write_text(
     output_dir / 'report.html',
-    render_page(table, {'Training curves': output_dir / FIGURE}),
+    render_page(table, {'Test AUC': bars, 'Training curves': curves}),
   )
-  console.print(table1_on_console(table))
+  rich.print(table1_on_console(table))
   print(f'report: {output_dir / "report.html"}')
 
 

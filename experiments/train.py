@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 from absl import flags
-from eain_jax.reporting.console import TrainingDisplay, metrics_on_console
 
 from eain_jax.config import TrainConfig
 from eain_jax.data.dataset import open_dataset
+from eain_jax.reporting.console import TrainingDisplay, metrics_on_console
 from eain_jax.training.loop import fit
 from experiments import cli
 
@@ -32,7 +32,7 @@ def main() -> None:
   model_config = cli.model_config_from_flags(MODEL.value)
   config = cli.config_from_flags(TrainConfig)
   dataset = open_dataset(DATASET_DIR.value)
-  with TrainingDisplay(MODEL.value) as display:
+  with TrainingDisplay(MODEL.value, config.epochs) as display:
     fitted = fit(
       dataset,
       MODEL.value,

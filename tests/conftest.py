@@ -16,6 +16,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
@@ -23,7 +24,7 @@ from absl import flags
 from eain_jax.config import MODEL_CONFIGS, PrepareConfig, TrainConfig
 from eain_jax.data.dataset import open_dataset
 from eain_jax.training.optimizer import make_optimizer
-from eain_jax.training.state import init_state
+from eain_jax.training.state import TrainState, init_state
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 flags.FLAGS.mark_as_parsed()
@@ -85,6 +86,7 @@ def dataset(tmp_path_factory):
 
 SMALL_SETTINGS = {
   'use_user': True,
+  'table_l2': 1e-4,
   'embedding_dim': 8,
   'mlp': (16, 8),
   'attention': (12, 6),
@@ -123,25 +125,43 @@ def state_shapes():
 
 @pytest.fixture(scope='session')
 def randomized():
-  """randomized(state, seed): params and stats of a model far from its start.
+  """randomized(state, seed, table_stddev): params and stats, far from a start.
 
   `state` may hold shapes alone. All leaves are random, biases too, so that no
   term of a model can hide, and logits are of order one.
   """
 
-  def make(state, seed=0):
+  def make(state, seed=0, table_stddev=1.0):
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
       name = path[-1].key
       if name == 'variance':
         return rng.uniform(0.5, 2.0, leaf.shape).astype(np.float32)
-      scale = 1.0 if path[1].key == 'tables' else 0.5
+      scale = table_stddev if path[1].key == 'tables' else 0.5
       # The sum of products with a kernel's column keeps its size.
       if 'kernel' in name or name in ('w1', 'w2', 'w3'):
         scale = np.sqrt(leaf.shape[-1] / leaf.size)
       return (scale * rng.normal(size=leaf.shape)).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, (state.params, state.stats))
+
+  return make
+
+
+@pytest.fixture(scope='session')
+def random_state(state_shapes, randomized):
+  """random_state(model, dataset, batch, optimizer): a state to train from.
+
+  Made in numpy: `init_state` takes jax longer to compile than a step.
+  """
+
+  def make(model, dataset, batch, optimizer, seed=0):
+    shapes = state_shapes(model, dataset, batch)
+    params, stats = jax.tree.map(
+      jnp.asarray, randomized(shapes, seed, table_stddev=0.1)
+    )
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(step, params, stats, optimizer.init(params))
 
   return make

@@ -136,6 +136,14 @@ def _first_of_repeats(keys: list[np.ndarray], order: np.ndarray) -> np.ndarray:
   return kept
 
 
+def _by_appearance(codes: np.ndarray) -> np.ndarray:
+  """int32 [N], `codes` numbered from 0 in order of their first appearance."""
+  _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+  number = np.empty(len(first), np.int32)
+  number[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
+  return number[inverse]
+
+
 def clean_events(
   raw: RawEvents,
   *,
@@ -178,13 +186,7 @@ def clean_events(
   order = order[kept]
   take = lambda column: None if column is None else column[order]
   if request is not None:
-    # Numbered from 0 by first appearance in canonical order.
-    _, first, inverse = np.unique(
-      request[order], return_index=True, return_inverse=True
-    )
-    number = np.empty(len(first), np.int32)
-    number[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
-    request = number[inverse]
+    request = _by_appearance(request[order])
   context = {}
   for name, column in raw.context.items():
     codes, values = _sorted_codes(column)
@@ -241,8 +243,7 @@ def k_core(log: EventLog, k: int) -> EventLog:
     attributes = attributes.filter(pl.Series(has_item))
   request = take(log.request)
   if request is not None:
-    _, request = np.unique(request, return_inverse=True)
-    request = request.astype(np.int32)
+    request = _by_appearance(request)
   context = {
     name: ContextColumn(*left(column.codes, column.values))
     for name, column in log.context.items()

@@ -14,7 +14,14 @@ import glob
 import itertools
 import math
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +91,7 @@ def _category(name: str, value: Any) -> str:
 
 
 def _finite(name: str, value: Any) -> float:
-  if value is None or value == '':
+  if value is None or (isinstance(value, str) and not value.strip()):
     raise _Refused(f'the {name} is missing')
   if isinstance(value, bool):
     raise _Refused(f'the {name} is {value}')
@@ -99,7 +106,7 @@ def _finite(name: str, value: Any) -> float:
 
 def _timestamp(name: str, value: Any) -> int:
   """Whole seconds (or the log's own order), or an ISO 8601 date as seconds."""
-  if isinstance(value, str) and value and not _looks_numeric(value):
+  if isinstance(value, str) and value.strip() and not _looks_numeric(value):
     try:
       time = datetime.datetime.fromisoformat(value.strip())
     except ValueError as error:
@@ -211,13 +218,14 @@ def _fields(text: str, delimiter: str) -> list[str] | None:
 
 
 def _csv_rows(
-  reader: LineReader, delimiter: str
+  reader: LineReader, delimiter: str, columns: Collection[str]
 ) -> Iterator[tuple[int, list[str], str]]:
   """Line number, fields and text of each row, the header first.
 
-  A quoted field may hold line ends; such a row counts as one line. Where a
-  quote does not end, or ends at a wrong number of fields, it is a stray one:
-  its line is rejected, and those after it are read as if it were not.
+  A quoted field may hold line ends, but not in one of `columns`, which are
+  ids, numbers and categories; such a row counts as one line. A quote that does
+  not end, or makes a row that cannot be, is a stray one: its line is rejected,
+  and those after it are read as if it were not.
   """
   lines = (
     (number, line.decode('utf-8', 'replace'))
@@ -226,7 +234,17 @@ def _csv_rows(
   )
   again: collections.deque[tuple[int, str]] = collections.deque()
   take = lambda: again.popleft() if again else next(lines, None)
-  width = None
+  header: list[str] = []
+  is_odd = lambda row: (
+    header
+    and (
+      len(row) != len(header)
+      or any(
+        '\n' in field and name.strip() in columns
+        for field, name in zip(row, header, strict=True)
+      )
+    )
+  )
   while (line := take()) is not None:
     number, text = line
     if not text:
@@ -240,7 +258,7 @@ def _csv_rows(
         size += len(line[1]) + 1
         if '"' in line[1]:
           row = _fields('\n'.join([text, *(t for _, t in more)]), delimiter)
-      if row is None or (more and width and len(row) != width):
+      if row is None or (more and is_odd(row)):
         raise csv.Error('a quote is not closed')
     except csv.Error as error:
       reader.reject(number, str(error), text)
@@ -249,8 +267,8 @@ def _csv_rows(
     num_texts = sum(bool(text) for _, text in more)
     reader.lines -= num_texts
     reader.blank -= len(more) - num_texts
-    if width is None:
-      width = len(row)
+    if not header:
+      header = row
       reader.lines -= 1
     yield number, row, text
 
@@ -305,7 +323,8 @@ def _text_rows(
     if known:
       _require_columns(reader.path, wanted, list(known), flag)
     return
-  rows = _csv_rows(reader, '\t' if format_name == 'tsv' else ',')
+  delimiter = '\t' if format_name == 'tsv' else ','
+  rows = _csv_rows(reader, delimiter, set(wanted.values()))
   _, header, _ = next(rows, (0, [], ''))
   header = [name.strip() for name in header]
   _require_columns(reader.path, wanted, header, flag)
@@ -520,8 +539,12 @@ def _check_all_rejected(path: str, files: Sequence[_ParquetFile]) -> None:
   check_rejected(whole)
 
 
-def _parquet_time(column: pl.Series) -> pl.Series:
-  """int64, null where there is no time."""
+def _parquet_time(path: str, column: pl.Series) -> pl.Series:
+  """int64, null where there is no time.
+
+  Raises:
+    InputError: the column can hold none.
+  """
   if column.dtype == pl.Date:
     time = column.cast(pl.Datetime('ms')).dt.epoch('s')
   elif isinstance(column.dtype, pl.Datetime):
@@ -530,9 +553,14 @@ def _parquet_time(column: pl.Series) -> pl.Series:
     time = column.cast(pl.Int64, strict=False)
   elif column.dtype.is_float():
     time = column.fill_nan(None).floor().cast(pl.Int64, strict=False)
-  else:
+  elif column.dtype.is_numeric() or column.dtype == pl.String:
     values = [_timestamp_or_none(value) for value in column]
     time = pl.Series(column.name, values, dtype=pl.Int64)
+  else:
+    raise InputError(
+      f'{path}: the column {column.name!r} for timestamp is of type '
+      f'{column.dtype}, neither a time nor a number nor text'
+    )
   frame = pl.select(
     pl.when(time.is_between(-MAX_TIME, MAX_TIME)).then(time).alias('time')
   )
@@ -619,7 +647,7 @@ def _read_parquet(
   for name, column in columns.items():
     series = frame[column]
     if name == 'timestamp':
-      time = _parquet_time(series)
+      time = _parquet_time(path, series)
       missing = time.is_null().to_numpy()
       refuse(missing, 'the timestamp is missing or out of range')
       numbers[name] = time.fill_null(0).to_numpy().copy()

@@ -267,6 +267,7 @@ def fit(
       checkpoints,
       stack.enter_context(_Log(log_path, report)),
     )
+    state = parallel.place_state(state, config.parallelism, stream.num_shards)
     state, best = _run(plan, state, best, record)
   step = int(state.step)
   result = {

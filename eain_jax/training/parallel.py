@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 
 import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from eain_jax.training.state import TrainState
 from eain_jax.training.step import StepFn
 
 AXIS = 'data'
@@ -35,6 +37,26 @@ def compile_train_step(step: StepFn, parallelism: str) -> StepFn:
     out_axes=(None, None),
     donate_argnums=0,
   )
+
+
+def place_state(
+  state: TrainState, parallelism: str, num_shards: int
+) -> TrainState:
+  """The state where the compiled step will leave it, on `num_shards` devices.
+
+  A step that meets its state elsewhere is traced and compiled once more. The
+  first device's buffers are shared with the state that is given, so both are
+  gone after the first step.
+  """
+  if parallelism == 'none':
+    return state
+  mesh = jax.make_mesh(
+    (num_shards,),
+    (AXIS,),
+    axis_types=(AxisType.Auto,),
+    devices=jax.local_devices()[:num_shards],
+  )
+  return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
 
 
 def shard_of(batch: Mapping, parallelism: str) -> Mapping:

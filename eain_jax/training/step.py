@@ -39,7 +39,8 @@ def make_train_step(
 
   Inside a map over `model.axis_name` the batch is one device's shard; losses
   and gradients are those of the global batch, whatever the weights of the
-  shards. Metrics are sums, to be divided by 'weight'.
+  shards. Metrics are those of the global batch: its mean `loss` (13),
+  `total_loss` (14), and the `gradient_norm` before clipping.
   """
   axis_name = model.axis_name
 
@@ -84,7 +85,7 @@ def make_train_step(
     metrics = {
       'loss': loss,
       'total_loss': total,
-      'gradient_norm': optax.global_norm(grads),
+      'gradient_norm': optax.tree.norm(grads),
     }
     return TrainState(state.step + 1, params, stats, opt_state), metrics
 

@@ -20,6 +20,7 @@ from eain_jax.data.lines import (
 )
 from eain_jax.errors import InputError
 
+STRICT = ReadOptions()
 TRUNCATED = ReadOptions(allow_truncated=True)
 # Files of a few bytes, many to a test.
 fast = settings(
@@ -27,7 +28,7 @@ fast = settings(
 )
 
 
-def read(path, options=ReadOptions()):
+def read(path, options=STRICT):
   """All lines, with a check that they are numbered from 1 without a gap."""
   reader, found = LineReader(path, options), []
   for first, lines in reader.blocks():
@@ -38,7 +39,7 @@ def read(path, options=ReadOptions()):
   return found, reader
 
 
-def refusal(path, options=ReadOptions()):
+def refusal(path, options=STRICT):
   """The sentence that a file is refused with."""
   with pytest.raises(InputError) as caught:
     read(path, options)
@@ -204,13 +205,13 @@ def test_paths_that_are_no_file(tmp_path):
 
 @pytest.mark.parametrize('place', [0, 1, 7])
 @pytest.mark.parametrize('pack', [bytes, gzip.compress])
-def test_longest_line(tmp_path, small_blocks, monkeypatch, place, pack):
+def test_longest_line(tmp_path, monkeypatch, place, pack):
   monkeypatch.setattr(lines_module, 'MAX_LINE_BYTES', 1 << 20)
+  monkeypatch.setattr(lines_module, 'BLOCK_BYTES', 1 << 18)
   content = [b'ab'] * 9
   path = tmp_path / 'a'
   content[place] = b'x' * (1 << 20)
   path.write_bytes(pack(b'\n'.join(content)))
-  monkeypatch.setattr(lines_module, 'BLOCK_BYTES', 1 << 18)
   assert read(path)[0] == content
   content[place] += b'x'
   path.write_bytes(pack(b'\n'.join(content)))

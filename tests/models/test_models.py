@@ -385,7 +385,7 @@ def test_every_setting_of_eain_is_in_a_switch_or_is_a_size():
   sizes = {
     *('embedding_dim', 'attention_dim', 'mask_hidden_dim', 'position_dim'),
     *('se_reduction', 'mlp', 'activation', 'dropout', 'compute_dtype'),
-    *('table_stddev', 'paim_input', 'use_linear'),
+    *('table_stddev', 'table_l2', 'paim_input', 'use_linear'),
   }
   tested = {name for settings, *_ in SWITCHES.values() for name in settings}
   config = make_model('eain').config

@@ -78,7 +78,7 @@ def test_the_gradient_is_probability_minus_label():
       jnp.asarray(logit), jnp.float32(y)
     )
     expected = 1 / (1 + np.exp(-logit.astype(np.float64))) - y
-    np.testing.assert_allclose(grad, expected, rtol=1e-6)
+    np.testing.assert_allclose(grad, expected, rtol=1e-6, atol=1e-7)
 
 
 PARAMS = {

@@ -9,32 +9,38 @@ from eain_jax.data.batches import make_train_stream
 from eain_jax.models import make_model
 from eain_jax.training import parallel
 from eain_jax.training.optimizer import make_optimizer
-from eain_jax.training.state import init_state
 from eain_jax.training.step import make_train_step
 
 BATCH_SIZE = 500  # 100 requests; 13 a device of eight, the last has 9
 NUM_STEPS = 50  # of 15 an epoch: the last of an epoch has 42 requests
 
 
-def train(dataset, name, model_config, num_devices, num_steps, **settings):
-  """Losses and total losses of each step, and the last state."""
-  parallelism = 'none' if num_devices == 1 else 'pmap'
-  config = TrainConfig(l2=1e-5, **settings)
-  model = make_model(name, model_config, parallel.axis_name(parallelism))
-  stream = make_train_stream(dataset, BATCH_SIZE, 0, num_devices)
-  optimizer = make_optimizer(config, num_steps)
-  first = parallel.shard_of(stream.batch(0), parallelism)
-  state = jax.jit(
-    lambda: init_state(model, dataset.features, optimizer, first, 0)
-  )()
-  step = parallel.compile_train_step(
-    make_train_step(model, dataset.features, optimizer, config), parallelism
-  )
-  losses = []
-  for number in range(num_steps):
-    state, metrics = step(state, stream.batch(number))
-    losses.append([float(metrics['loss']), float(metrics['total_loss'])])
-  return np.array(losses), state
+@pytest.fixture(scope='module')
+def train(dataset, small_config, random_state):
+  """train(name, settings, num_devices): losses of the steps, last state."""
+
+  def run(name, settings, num_devices):
+    parallelism = 'none' if num_devices == 1 else 'pmap'
+    config = TrainConfig(l2=1e-5)
+    model = make_model(
+      name, small_config(name, **settings), parallel.axis_name(parallelism)
+    )
+    stream = make_train_stream(dataset, BATCH_SIZE, 0, num_devices)
+    optimizer = make_optimizer(config, NUM_STEPS)
+    first = parallel.shard_of(stream.batch(0), parallelism)
+    state = parallel.place_state(
+      random_state(model, dataset, first, optimizer), parallelism, num_devices
+    )
+    step = parallel.compile_train_step(
+      make_train_step(model, dataset.features, optimizer, config), parallelism
+    )
+    losses = []
+    for number in range(NUM_STEPS):
+      state, metrics = step(state, stream.batch(number))
+      losses.append([float(metrics['loss']), float(metrics['total_loss'])])
+    return np.array(losses), state
+
+  return run
 
 
 CASES = {
@@ -44,31 +50,26 @@ CASES = {
 
 
 @pytest.fixture(scope='module')
-def one_device(dataset, small_config):
+def one_device(train):
   """By case the losses and the state of training on one device."""
-  return {
-    case: train(dataset, name, small_config(name, **settings), 1, NUM_STEPS)
-    for case, (name, settings) in CASES.items()
-  }
+  return {case: train(*CASES[case], 1) for case in CASES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('num_devices', [4, 8])
 @pytest.mark.parametrize('case', list(CASES))
-def test_losses_are_those_of_one_device(
-  dataset, small_config, one_device, case, num_devices
-):
+def test_losses_are_those_of_one_device(train, one_device, case, num_devices):
   """pmap takes the first devices where there are more of them than shards."""
   assert jax.local_device_count() == 8
-  name, settings = CASES[case]
   expected, one = one_device[case]
-  losses, state = train(
-    dataset, name, small_config(name, **settings), num_devices, NUM_STEPS
-  )
+  losses, state = train(*CASES[case], num_devices)
   np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
   assert losses[-1, 0] < losses[0, 0] - 0.01
   # The state has no axis over devices, and its statistics are the batch's.
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+    # Adam divides by the size of a gradient, so where it is nearly nothing
+    # the rounding decides.
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-3),
     (state.params, state.stats),
     (one.params, one.stats),
   )
@@ -92,14 +93,14 @@ def test_names_of_parallelism():
 
 
 @pytest.mark.parametrize('num_devices', [1, 8])
-def test_the_state_is_donated(dataset, small_config, num_devices):
+def test_the_state_is_donated(dataset, small_config, random_state, num_devices):
   """Training holds one copy of the tables, not two."""
   parallelism = 'none' if num_devices == 1 else 'pmap'
   model = make_model('lr', small_config('lr'), parallel.axis_name(parallelism))
   stream = make_train_stream(dataset, BATCH_SIZE, 0, num_devices)
   optimizer = make_optimizer(TrainConfig(), 10)
   first = parallel.shard_of(stream.batch(0), parallelism)
-  state = init_state(model, dataset.features, optimizer, first, 0)
+  state = random_state(model, dataset, first, optimizer)
   step = parallel.compile_train_step(
     make_train_step(model, dataset.features, optimizer, TrainConfig()),
     parallelism,

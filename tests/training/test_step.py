@@ -22,16 +22,6 @@ from eain_jax.training.step import (
 BATCH_SIZE = 500  # 100 requests of 5; 1442 requests, so 42 in the last batch
 
 
-def start(dataset, model, config, batch):
-  """The state of step 0, and the step, not yet compiled."""
-  optimizer = make_optimizer(config, 1_000)
-  init = lambda: init_state(
-    model, dataset.features, optimizer, batch, config.seed
-  )
-  step = make_train_step(model, dataset.features, optimizer, config)
-  return jax.jit(init)(), step
-
-
 def lr_loss_and_gradients(params, batch, features):
   """Mean BCE of logistic regression over weights, and its exact gradients."""
   tables, bias = params
@@ -71,19 +61,17 @@ def lr_loss_and_gradients(params, batch, features):
   return loss, (grads, bias_grad)
 
 
-def test_sgd_on_logistic_regression_is_the_closed_form(dataset):
+def test_sgd_on_logistic_regression_is_the_closed_form(dataset, small_config):
   """Three steps, the last one on the uneven batch, with both penalties."""
   l2, table_l2, rate = 1e-3, 2e-3, 0.7
-  config = TrainConfig(
-    optimizer='sgd', learning_rate=rate, l2=l2, table_l2=table_l2, clip_norm=0
-  )
+  config = TrainConfig(optimizer='sgd', learning_rate=rate, l2=l2, clip_norm=0)
   stream = make_train_stream(dataset, BATCH_SIZE, seed=0)
   batches = [stream.batch(number) for number in (0, 1, 14)]
   assert [batch['weight'].sum() for batch in batches] == [500, 500, 210]
-  model = make_model('lr')
-  # A dataset always has users, so LR is tested with them.
-  model = make_model('lr', type(model.config)(use_user=True))
-  state, step = start(dataset, model, config, batches[0])
+  model = make_model('lr', small_config('lr', table_l2=table_l2))
+  optimizer = make_optimizer(config, 1_000)
+  state = init_state(model, dataset.features, optimizer, batches[0], 0)
+  step = make_train_step(model, dataset.features, optimizer, config)
   tables = {
     name: np.asarray(table, np.float64)
     for name, table in state.params['tables'].items()
@@ -117,12 +105,14 @@ def test_sgd_on_logistic_regression_is_the_closed_form(dataset):
 
 
 @pytest.fixture(scope='module')
-def eain(dataset, small_config):
-  """A small EAIN with dropout: its state, its step, its batches."""
+def dnn(dataset, small_config, random_state):
+  """A small DNN with dropout: its state, its step, its batches."""
   config = TrainConfig(learning_rate=0.01)
   stream = make_train_stream(dataset, BATCH_SIZE, seed=0)
-  model = make_model('eain', small_config('eain', dropout=0.5))
-  state, step = start(dataset, model, config, stream.batch(0))
+  model = make_model('dnn', small_config('dnn', dropout=0.5, table_l2=0.01))
+  optimizer = make_optimizer(config, 1_000)
+  state = random_state(model, dataset, stream.batch(0), optimizer)
+  step = make_train_step(model, dataset.features, optimizer, config)
   return state, jax.jit(step), stream
 
 
@@ -130,17 +120,17 @@ def assert_equal_states(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_the_step_is_a_pure_function(eain):
+def test_the_step_is_a_pure_function(dnn):
   """The same state and batch give the same bits: resume depends on it."""
-  state, step, stream = eain
+  state, step, stream = dnn
   first = step(state, stream.batch(3))
   again = step(state, stream.batch(3))
   assert_equal_states(first, again)
 
 
-def test_examples_without_weight_change_nothing(eain):
+def test_examples_without_weight_change_nothing(dnn):
   """Whatever label they carry."""
-  state, step, stream = eain
+  state, step, stream = dnn
   batch = stream.batch(0)
   weight = batch['weight'].copy()
   weight[:, 2], weight[7:9] = 0, 0
@@ -154,8 +144,8 @@ def test_examples_without_weight_change_nothing(eain):
   assert float(c[1]['loss']) == pytest.approx(float(a[1]['loss']), rel=1e-6)
 
 
-def test_dropout_follows_the_step_and_the_seed(eain):
-  state, step, stream = eain
+def test_dropout_follows_the_step_and_the_seed(dnn):
+  state, step, stream = dnn
   batch = stream.batch(0)
   losses = [
     float(step(state.replace(step=jnp.int32(s)), batch)[1]['loss'])
@@ -165,20 +155,21 @@ def test_dropout_follows_the_step_and_the_seed(eain):
   assert losses[0] == losses[3]
 
 
-def test_the_penalty_is_in_the_total_loss_alone(eain):
-  state, step, stream = eain
+def test_the_penalty_is_in_the_total_loss_alone(dnn):
+  state, step, stream = dnn
   squares = sum(
     np.square(np.asarray(table, np.float64)).sum()
     for table in state.params['tables'].values()
   )
   _, found = step(state, stream.batch(0))
   difference = float(found['total_loss']) - float(found['loss'])
-  expected = TrainConfig().table_l2 * squares
-  assert difference == pytest.approx(expected, abs=2e-7)
+  assert difference == pytest.approx(0.01 * squares, rel=1e-5)
 
 
 @pytest.mark.parametrize('num_devices', [1, 8])
-def test_an_epoch_is_one_trace(dataset, small_config, num_devices):
+def test_an_epoch_is_one_trace(
+  dataset, small_config, random_state, num_devices
+):
   """The uneven last batch has the shapes of the others."""
   parallelism = 'none' if num_devices == 1 else 'pmap'
   stream = make_train_stream(dataset, BATCH_SIZE, 0, num_devices)
@@ -186,7 +177,9 @@ def test_an_epoch_is_one_trace(dataset, small_config, num_devices):
     'dnn', small_config('dnn'), parallel.axis_name(parallelism)
   )
   first = parallel.shard_of(stream.batch(0), parallelism)
-  state, step = start(dataset, model, TrainConfig(), first)
+  optimizer = make_optimizer(TrainConfig(), 1_000)
+  state = random_state(model, dataset, first, optimizer)
+  step = make_train_step(model, dataset.features, optimizer, TrainConfig())
   traces, shapes = [], set()
 
   def counted(state, batch):
@@ -194,6 +187,7 @@ def test_an_epoch_is_one_trace(dataset, small_config, num_devices):
     return step(state, batch)
 
   compiled = parallel.compile_train_step(counted, parallelism)
+  state = parallel.place_state(state, parallelism, num_devices)
   for number in range(stream.steps_per_epoch + 2):
     batch = stream.batch(number)
     shapes.add(str(jax.tree.map(np.shape, batch)))
@@ -222,10 +216,12 @@ def test_labels_of_single_examples_are_shuffled_over_the_batch():
   assert shuffled[:1_000].mean() == pytest.approx(0.25, abs=0.06)
 
 
-def train_and_test(dataset, model, config, num_steps):
+def train_and_test(dataset, model, config, num_steps, make_state):
   """The losses of the steps, and the test AUC."""
   stream = make_train_stream(dataset, BATCH_SIZE, config.seed)
-  state, step = start(dataset, model, config, stream.batch(0))
+  optimizer = make_optimizer(config, num_steps)
+  state = make_state(model, dataset, stream.batch(0), optimizer)
+  step = make_train_step(model, dataset.features, optimizer, config)
   step = parallel.compile_train_step(step, 'none')
   losses = []
   for number in range(num_steps):
@@ -239,30 +235,39 @@ def train_and_test(dataset, model, config, num_steps):
   return losses, metrics.auc(scored.label, scored.logit)
 
 
-@pytest.mark.parametrize('name', ['lr', 'mf', 'dnn', 'din', 'deepfm', 'eain'])
-def test_training_learns(dataset, small_config, name):
+@pytest.mark.parametrize('name', ['dnn', 'din', 'deepfm', 'eain'])
+def test_training_learns(dataset, small_config, random_state, name):
   """Users take 80 % of their items from their own quarter of them.
 
-  The best AUC is about .5 + .8 - .2 = .86 less what negatives of the own
-  quarter cost. LR cannot know it: a sum of weights has no user by item. MF
-  has about ten events to learn a user from.
+  So the best AUC is well above .8, and a model that knows no user by item
+  stays at .5: one in five is positive, which has an entropy of .500.
   """
-  config = TrainConfig(learning_rate=0.01, table_l2=0.0)
-  model = make_model(name, small_config(name))
-  losses, auc = train_and_test(dataset, model, config, 90)
-  assert np.mean(losses[-15:]) < np.mean(losses[:3]) - 0.02
-  if name not in ('lr', 'mf'):
-    assert auc > 0.7
+  config = TrainConfig(learning_rate=0.02)
+  settings = {'dropout': 0.0, 'mlp': (32, 16), 'table_l2': 0.0}
+  model = make_model(name, small_config(name, **settings))
+  losses, auc = train_and_test(dataset, model, config, 120, random_state)
+  assert np.mean(losses[-15:]) < 0.45
+  assert auc > 0.7
 
 
-def test_shuffled_labels_teach_nothing(dataset, small_config):
-  """The same model, told labels by chance: AUC .5, over three seeds."""
-  model = make_model('dnn', small_config('dnn'))
-  aucs = []
-  for seed in range(3):
-    config = TrainConfig(learning_rate=0.01, shuffle_labels=True, seed=seed)
-    losses, auc = train_and_test(dataset, model, config, 45)
-    aucs.append(auc)
-    # One in five is positive: the entropy of that is .500.
-    assert np.mean(losses[-15:]) == pytest.approx(0.5, abs=0.02)
-  assert np.mean(aucs) == pytest.approx(0.5, abs=0.06)
+@pytest.mark.parametrize('name', ['lr', 'mf'])
+def test_the_linear_models_fit_what_they_can(
+  dataset, small_config, random_state, name
+):
+  """LR has a weight an item; MF about ten events to learn a user from."""
+  config = TrainConfig(learning_rate=0.02)
+  model = make_model(name, small_config(name, table_l2=0.0))
+  losses, _ = train_and_test(dataset, model, config, 60, random_state)
+  assert np.mean(losses[-15:]) < 0.51
+  assert losses[0] > 0.6
+
+
+def test_shuffled_labels_teach_nothing(dataset, small_config, random_state):
+  """The model and the steps that reach .7 above, told labels by chance."""
+  config = TrainConfig(learning_rate=0.02, shuffle_labels=True)
+  settings = {'dropout': 0.0, 'mlp': (32, 16), 'table_l2': 0.0}
+  model = make_model('deepfm', small_config('deepfm', **settings))
+  _, auc = train_and_test(dataset, model, config, 120, random_state)
+  # What it learned by heart is noise, the same for many users: the error of
+  # the AUC is several times that of 200 independent ones, .02.
+  assert auc == pytest.approx(0.5, abs=0.08)

@@ -1,0 +1,284 @@
+"""The binaries as a user runs them: output, files, exit codes, sentences."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / '..' / 'shared' / 'data'
+
+
+def call(name, *flags, devices=1):
+  environment = {
+    **os.environ,
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'JAX_PLATFORMS': 'cpu',
+  }
+  return subprocess.run(
+    [sys.executable, '-m', f'experiments.{name}', *map(str, flags)],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def succeed(name, *flags, **kwargs):
+  done = call(name, *flags, **kwargs)
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('world') / 'dataset'
+  out = succeed(
+    'prepare_data',
+    f'--output_dir={folder}',
+    '--synthetic',
+    '--num_events=3000',
+    '--eval_negatives=20',
+  )
+  assert 'counts: ' in out
+  return folder
+
+
+SMALL = ('--epochs=2', '--batch_size=512', '--learning_rate=0.003')
+
+
+@pytest.mark.slow
+def test_train_then_evaluate_agree(world, tmp_path):
+  work = tmp_path / 'run'
+  flags = (f'--dataset_dir={world}', f'--work_dir={work}', '--model=eain')
+  succeed('train', *flags, *SMALL)
+  result = json.loads((work / 'result.json').read_text())
+  assert {'model', 'valid', 'test', 'seconds', 'examples_per_second'} <= set(
+    result
+  )
+  out = succeed('evaluate', f'--work_dir={work}', '--split=test')
+  values = json.loads(
+    next(line for line in out.splitlines() if line.startswith('{'))
+  )
+  assert values['auc'] == result['test']['auc']
+  assert values['ceiling']['auc'] > values['auc']
+  evaluation = json.loads((work / 'evaluation_test.json').read_text())
+  assert evaluation['test'] == values
+
+
+@pytest.mark.slow
+def test_table1_twice_is_the_same_but_for_times(tmp_path):
+  tables = []
+  for name in ('one', 'two'):
+    out = tmp_path / name
+    succeed(
+      'table1',
+      f'--output_dir={out}',
+      '--num_events=2000',
+      '--models=lr,mf,eain',
+      '--epochs=1',
+      '--batch_size=512',
+    )
+    files = {file.name for file in out.iterdir()}
+    assert {'table1.md', 'table1.json', 'report.html'} <= files
+    assert any(file.endswith('.png') for file in files)
+    table = json.loads((out / 'table1.json').read_text())
+    table.pop('times')
+    tables.append(table)
+  assert tables[0] == tables[1]
+  rows = {row['model']: row for row in tables[0]['rows']}
+  assert list(rows) == ['lr', 'mf', 'eain']
+  for metric in ('auc', 'gauc', 'logloss', 'precision@10', 'recall@10', 'f1'):
+    assert set(rows['eain'][metric]) == {'mean', 'ci95', 'values'}
+  assert tables[0]['ceiling']
+  # Started again, it reads its finished runs; with other flags it refuses.
+  flags = ('--num_events=2000', '--models=lr,mf,eain', '--batch_size=512')
+  again = call(
+    'table1', f'--output_dir={tmp_path / "one"}', *flags, '--epochs=1'
+  )
+  assert again.returncode == 0, again.stderr
+  other = call(
+    'table1', f'--output_dir={tmp_path / "one"}', *flags, '--epochs=2'
+  )
+  assert other.returncode == 1
+  assert 'holds a table of other flags' in other.stderr
+
+
+@pytest.mark.slow
+def test_pmap_on_four_devices(world, tmp_path):
+  aucs = []
+  for parallelism, devices in (('none', 1), ('pmap', 4)):
+    work = tmp_path / parallelism
+    succeed(
+      'train',
+      f'--dataset_dir={world}',
+      f'--work_dir={work}',
+      '--model=din',
+      f'--parallelism={parallelism}',
+      *SMALL,
+      devices=devices,
+    )
+    result = json.loads((work / 'result.json').read_text())
+    aucs.append(result['test']['auc'])
+  assert aucs[0] == pytest.approx(aucs[1], abs=1e-4)
+
+
+BAD_INPUT = {
+  'missing': ('--reviews={}/none.json', 'does not exist'),
+  'empty': ('--reviews={}/empty.json', 'is empty'),
+  'html': ('--reviews={}/page.json', 'is an HTML'),
+  'folder': ('--reviews={}', 'is a folder'),
+  'other keys': ('--reviews={}/keys.json', 'its keys are'),
+  'metadata': ('--reviews={}/meta.json', 'is item metadata'),
+}
+
+
+@pytest.fixture(scope='module')
+def bad_files(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('bad')
+  (folder / 'empty.json').write_text('')
+  (folder / 'page.json').write_text('<!DOCTYPE html><html>404</html>')
+  (folder / 'keys.json').write_text('{"a": 1}\n')
+  (folder / 'meta.json').write_text('{"asin": "B1", "categories": []}\n')
+  (folder / 'log.csv').write_text('who,what,when\na,b,1\n')
+  return folder
+
+
+@pytest.mark.parametrize('name', BAD_INPUT)
+def test_bad_input_is_one_sentence_and_nothing_is_written(
+  name, bad_files, tmp_path
+):
+  flag, message = BAD_INPUT[name]
+  out = tmp_path / 'dataset'
+  done = call('prepare_data', f'--output_dir={out}', flag.format(bad_files))
+  assert done.returncode == 1
+  assert message in done.stderr
+  assert 'Traceback' not in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ('name', 'flags', 'code', 'message'),
+  [
+    ('train', ('--model=eain',), 2, 'dataset_dir'),
+    ('train', ('--dataset_dir=x', '--work_dir=y', '--model=gpt'), 2, 'unknown'),
+    (
+      'train',
+      ('--dataset_dir=x', '--work_dir=y', '--model=lr', '--mlp=8'),
+      2,
+      'not a setting of --model=lr',
+    ),
+    ('train', ('--dataset_dir=x', '--work_dir=y', '--mlp=a'), 2, 'list values'),
+    ('train', ('--dataset_dir=x', '--work_dir=y', '--epochs=0'), 2, 'epochs'),
+    ('train', ('--dataset_dir=x', '--work_dir=y'), 1, 'not a prepared dataset'),
+    ('train', ('--nonsense=1',), 2, 'nonsense'),
+    ('evaluate', ('--work_dir=x',), 1, 'is not a run'),
+    ('table1', ('--output_dir=x', '--models=lr,lr'), 2, 'once each'),
+    ('prepare_data', ('--output_dir=x',), 1, 'exactly one source'),
+    ('prepare_data', ('stray', '--output_dir=x'), 2, 'is not a flag'),
+  ],
+)
+def test_exit_codes(name, flags, code, message):
+  done = call(name, *flags)
+  assert done.returncode == code, done.stderr
+  assert message in done.stderr + done.stdout
+  assert 'Traceback' not in done.stderr
+
+
+def test_help_names_every_flag_and_ends_well():
+  done = call('prepare_data', '--help')
+  assert done.returncode == 0
+  assert '--reviews' in done.stdout
+
+
+REAL = {
+  'musical instruments': (
+    (
+      '--reviews={}/amazon_2014_musical_instruments/Musical_Instruments_5.json.gz',
+    ),
+    {'lines': 10261, 'users': 1429, 'items': 900},
+    (5974, 1429, 1429),
+  ),
+  'gift cards': (
+    (
+      '--reviews={}/amazon_2018_gift_cards/Gift_Cards_5.json.gz',
+      '--metadata={}/amazon_2018_gift_cards/meta_Gift_Cards.json.gz',
+      '--eval_negatives=20',
+    ),
+    {'lines': 2972, 'events': 2969, 'items': 148, 'items_in_metadata': 148},
+    None,
+  ),
+  'beauty': (
+    (
+      '--events={}/amazon_2014_beauty/events.tsv.gz',
+      '--columns=user=user_id,item=item_id,timestamp=time',
+      '--items={}/amazon_2014_beauty/items.jsonl.gz',
+      '--item_key=item_id',
+      '--item_attributes=attributes',
+      '--negatives=1',
+    ),
+    {'events': 198502, 'users': 22363, 'items': 12101, 'duplicates': 0},
+    (131413, 22363, 22363),
+  ),
+  'beauty, published protocol': (
+    (
+      '--events={}/amazon_2014_beauty/events.tsv.gz',
+      '--columns=user=user_id,item=item_id,timestamp=time',
+      '--split=last_out_no_validation',
+      '--eval_negatives=1',
+    ),
+    {'events': 198502},
+    (153776, 22363, 22363),
+  ),
+}
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize('name', REAL)
+def test_real_files_give_their_counts(name, tmp_path):
+  if not DATA.is_dir():
+    pytest.skip('the real files are not beside the project')
+  flags, expected, positives = REAL[name]
+  out = tmp_path / 'dataset'
+  succeed(
+    'prepare_data', f'--output_dir={out}', *(f.format(DATA) for f in flags)
+  )
+  counts = json.loads((out / 'manifest.json').read_text())['counts']
+  assert {key: counts[key] for key in expected} == expected
+  if positives:
+    parts = ('train', 'valid', 'test')
+    assert tuple(counts[part]['positives'] for part in parts) == positives
+
+
+@pytest.mark.real_data
+def test_real_ranked_clicks_skip_above(tmp_path):
+  if not DATA.is_dir():
+    pytest.skip('the real files are not beside the project')
+  totals = {}
+  for skip in (False, True):
+    out = tmp_path / str(skip)
+    succeed(
+      'prepare_data',
+      f'--output_dir={out}',
+      f'--events={DATA}/ranked_clicks/events.tsv.gz',
+      '--columns=user=session,item=document,timestamp=list,request=list,'
+      'position=position,label=click',
+      *(['--skip_above'] if skip else []),
+    )
+    counts = json.loads((out / 'manifest.json').read_text())['counts']
+    parts = [counts[part] for part in ('train', 'valid', 'test')]
+    totals[skip] = {
+      name: sum(part[name] for part in parts)
+      for name in ('examples', 'positives', 'requests')
+    }
+  assert totals[False] == {
+    'examples': 28720,
+    'positives': 1293,
+    'requests': 2872,
+  }
+  assert totals[True] == {'examples': 2990, 'positives': 1293, 'requests': 805}

@@ -1,0 +1,185 @@
+"""Whole runs: they learn, stop, keep the best, and go on where they stopped."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from eain_jax.config import MODEL_CONFIGS, TrainConfig
+from eain_jax.errors import InputError
+from eain_jax.training import loop
+from eain_jax.training.loop import fit
+from eain_jax.training.restore import open_run
+
+CONFIG = TrainConfig(
+  batch_size=320, epochs=4, learning_rate=5e-3, log_every=5, save_every=7
+)
+
+
+def run(dataset, model, config=CONFIG, work_dir=None, report=None, **settings):
+  settings = {'embedding_dim': 8, 'mlp': (16,)} | settings
+  model_config = MODEL_CONFIGS[model](**settings)
+  return fit(dataset, model, model_config, config, work_dir, report)
+
+
+def leaves(tree):
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def assert_same(first, second):
+  for a, b in zip(leaves(first), leaves(second), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def without_times(result):
+  times = ('seconds', 'examples_per_second')
+  return {k: v for k, v in result.items() if k not in times}
+
+
+def test_a_run_learns_and_its_best_is_what_is_kept(dataset, tmp_path):
+  fitted = run(dataset, 'eain', work_dir=tmp_path / 'w')
+  assert fitted.result['test']['auc'] > 0.75
+  lines = (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  valid = [record for record in records if record['kind'] == 'valid']
+  best = max(valid, key=lambda record: record['gauc'])
+  assert fitted.result['best_step'] == best['step']
+  # What is opened again scores as what was trained.
+  opened = open_run(tmp_path / 'w')
+  assert_same((opened.params, opened.stats), (fitted.params, fitted.stats))
+  values = loop.evaluate(
+    opened.dataset, 'test', opened.score_step(), opened.params, opened.stats
+  )
+  assert values == fitted.result['test']
+  result = json.loads((tmp_path / 'w' / 'result.json').read_text())
+  assert result['test'] == fitted.result['test']
+
+
+class Stopped(Exception):
+  pass
+
+
+@pytest.mark.parametrize('model', ['eain', 'din'])
+def test_an_interrupted_run_ends_as_one_that_was_not(dataset, tmp_path, model):
+  whole = run(dataset, model, work_dir=tmp_path / 'whole')
+  steps = []
+
+  def stop_at(limit):
+    def report(record):
+      steps.append(record['step'])
+      if record['step'] >= limit:
+        raise Stopped
+
+    return report
+
+  # Interrupted within an epoch, and just after an evaluation.
+  per_epoch = whole.result['steps'] // 4
+  for limit in (per_epoch // 2 + 5, per_epoch + 1, 2 * per_epoch):
+    with pytest.raises(Stopped):
+      run(dataset, model, work_dir=tmp_path / 'w', report=stop_at(limit))
+  resumed = run(dataset, model, work_dir=tmp_path / 'w')
+  assert_same(whole.params, resumed.params)
+  assert without_times(whole.result) == without_times(resumed.result)
+  read = lambda name: [
+    {k: v for k, v in json.loads(line).items() if k != 'seconds'}
+    for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()
+  ]
+  assert read('whole') == read('w')
+
+
+def test_a_finished_run_started_again_is_as_it_was(dataset, tmp_path):
+  first = run(dataset, 'dnn', work_dir=tmp_path / 'w')
+  log = (tmp_path / 'w' / 'metrics.jsonl').read_text()
+  again = run(dataset, 'dnn', work_dir=tmp_path / 'w')
+  assert without_times(first.result) == without_times(again.result)
+  assert (tmp_path / 'w' / 'metrics.jsonl').read_text() == log
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(dataset):
+  config = dataclasses.replace(CONFIG, epochs=1)
+  first, second = (run(dataset, 'eain', config) for _ in range(2))
+  assert_same(first.params, second.params)
+  assert without_times(first.result) == without_times(second.result)
+  other = run(dataset, 'eain', dataclasses.replace(config, seed=1))
+  assert other.result['test']['auc'] != first.result['test']['auc']
+
+
+def test_other_settings_in_the_same_folder_are_refused(dataset, tmp_path):
+  config = dataclasses.replace(CONFIG, epochs=1)
+  run(dataset, 'dnn', config, tmp_path / 'w')
+  other = dataclasses.replace(config, learning_rate=0.5)
+  with pytest.raises(InputError, match=r'learning_rate=0\.005.*has 0\.5'):
+    run(dataset, 'dnn', other, tmp_path / 'w')
+  with pytest.raises(InputError, match="model='dnn'"):
+    run(dataset, 'deepfm', config, tmp_path / 'w')
+
+
+def test_a_folder_of_something_else_is_left_alone(dataset, tmp_path):
+  (tmp_path / 'mine.txt').write_text('mine')
+  with pytest.raises(InputError, match='is not a run'):
+    run(dataset, 'dnn', work_dir=tmp_path)
+  assert [file.name for file in tmp_path.iterdir()] == ['mine.txt']
+
+
+def test_training_stops_when_validation_does_not_rise(dataset):
+  config = dataclasses.replace(
+    CONFIG, learning_rate=0.0, epochs=20, early_stopping=2
+  )
+  records = []
+  fitted = run(dataset, 'dnn', config, report=records.append)
+  valid = [record for record in records if record['kind'] == 'valid']
+  # The first evaluation is the best; two more do not beat it.
+  assert len(valid) == 3
+  assert fitted.result['best_epoch'] == 1
+  factors = [record['learning_rate_factor'] for record in valid]
+  assert factors == pytest.approx([1, 0.1, 0.01])
+
+
+def test_a_loss_that_is_not_finite_is_one_sentence(dataset):
+  config = dataclasses.replace(
+    CONFIG, learning_rate=1e30, optimizer='sgd', clip_norm=0.0
+  )
+  with pytest.raises(InputError, match='lower --learning_rate'):
+    run(dataset, 'dnn', config)
+
+
+def test_shuffled_labels_leave_nothing_to_learn(dataset):
+  config = dataclasses.replace(CONFIG, shuffle_labels=True)
+  fitted = run(dataset, 'eain', config)
+  test = fitted.result['test']
+  assert abs(test['auc'] - 0.5) < 2 * test['auc_ci95']
+
+
+def test_bfloat16_learns_as_well(dataset):
+  records = {
+    dtype: run(dataset, 'eain', compute_dtype=dtype).result['test']['auc']
+    for dtype in ('float32', 'bfloat16')
+  }
+  assert abs(records['float32'] - records['bfloat16']) < 0.03
+
+
+def test_pmap_over_all_devices_ends_with_the_same_metrics(dataset, tmp_path):
+  one = run(dataset, 'din', work_dir=tmp_path / 'one')
+  config = dataclasses.replace(CONFIG, parallelism='pmap')
+  many = run(dataset, 'din', config, tmp_path / 'many')
+  assert many.result['test']['auc'] == pytest.approx(
+    one.result['test']['auc'], abs=1e-3
+  )
+
+
+def test_opening_what_is_no_run(dataset, tmp_path):
+  with pytest.raises(InputError, match='is not a run'):
+    open_run(tmp_path)
+  config = dataclasses.replace(CONFIG, epochs=1)
+  run(dataset, 'dnn', config, tmp_path / 'w')
+  file = tmp_path / 'w' / 'config.json'
+  settings = json.loads(file.read_text())
+  settings['dataset']['fingerprint'] = '0' * 64
+  file.write_text(json.dumps(settings))
+  with pytest.raises(InputError, match='trained on another dataset'):
+    open_run(tmp_path / 'w')
+  file.write_text('{"model": "dnn"}')
+  with pytest.raises(InputError, match='is damaged'):
+    open_run(tmp_path / 'w')
