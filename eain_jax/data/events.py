@@ -341,6 +341,10 @@ class Codes:
   def __call__(self, value: str) -> int:
     return self._number.setdefault(value, len(self._number))
 
+  def get(self, value: str) -> int | None:
+    """The number of a string that has one."""
+    return self._number.get(value)
+
   def values(self) -> pl.Series:
     """The strings, in the order of their numbers."""
     return pl.Series(list(self._number), dtype=pl.String)

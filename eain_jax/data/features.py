@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from eain_jax.data.events import EventLog
+from eain_jax.errors import InputError
 
 PADDING = 0
 UNKNOWN = 1
@@ -236,6 +237,11 @@ def encode_context(
   ids, features, vocabularies, constant = {}, [], {}, []
   columns = {name: _time_codes(log, name) for name in names}
   for name, column in log.context.items():
+    if name in columns:
+      raise InputError(
+        f'the column {name} has the name of a time feature: rename it in '
+        '--columns, or leave the time feature out with --context'
+      )
     columns[name] = (column.codes, column.values.to_list())
   for name, (codes, values) in columns.items():
     if len(codes) and codes.min() == codes.max():

@@ -106,6 +106,8 @@ def _finite(name: str, value: Any) -> float:
 
 def _timestamp(name: str, value: Any) -> int:
   """Whole seconds (or the log's own order), or an ISO 8601 date as seconds."""
+  if isinstance(value, str) and value.isdecimal() and len(value) < 16:
+    return int(value)
   if isinstance(value, str) and value.strip() and not _looks_numeric(value):
     try:
       time = datetime.datetime.fromisoformat(value.strip())
@@ -177,6 +179,13 @@ class _Column:
     Raises:
       _Refused: it cannot be used.
     """
+    # What was accepted before needs no second look.
+    if (
+      self.codes
+      and isinstance(value, str)
+      and (code := self.codes.get(value)) is not None
+    ):
+      return code
     if self._is_context and (
       value is None or (isinstance(value, str) and not value.strip())
     ):
@@ -651,7 +660,7 @@ def _read_parquet(
       missing = time.is_null().to_numpy()
       refuse(missing, 'the timestamp is missing or out of range')
       numbers[name] = time.fill_null(0).to_numpy().copy()
-      odd = missing.copy()
+      odd = np.zeros_like(missing)
       numbers[name][~missing], unit, odd[~missing] = to_seconds(
         numbers[name][~missing]
       )

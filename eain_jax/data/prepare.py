@@ -1,6 +1,7 @@
 """From a source to a prepared dataset: the steps in their order."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,11 @@ def _read_source(
     if given and not needed:
       raise InputError(f'{flag} goes with {owner}, which is not given')
   if config.synthetic:
+    if config.k_core:
+      raise InputError(
+        '--k_core cannot be used with --synthetic: the true preference is '
+        'known for the whole world alone'
+      )
     world = World(WorldConfig(num_events=config.num_events, seed=config.seed))
     return world.generate(), NO_REJECTED, world
   options = ReadOptions(config.allow_truncated, config.max_rejected)
@@ -171,6 +177,23 @@ def _protocol_notes(task: str, split: str, config: PrepareConfig) -> list[str]:
   return notes
 
 
+def _check_names(found: list[features.Feature]) -> None:
+  """Feature names become names of files and tables, so they must be plain."""
+  seen = set()
+  for feature in found:
+    if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.-]*', feature.name):
+      raise InputError(
+        f'{feature.name!r} cannot name a feature: use letters, digits, _ . - '
+        'or rename the column'
+      )
+    if feature.name in seen:
+      raise InputError(
+        f'two features are named {feature.name}: rename one of the columns, '
+        'or leave a time feature out with --context'
+      )
+    seen.add(feature.name)
+
+
 def prepare(config: PrepareConfig, output_dir: str | Path) -> dict[str, Any]:
   """Reads a source, makes a dataset at `output_dir`, returns its manifest.
 
@@ -199,6 +222,8 @@ def prepare(config: PrepareConfig, output_dir: str | Path) -> dict[str, Any]:
   context_ids, context_features, context_vocabularies, constant = (
     features.encode_context(log, config.context, train_rows, config.min_count)
   )
+  all_features = [user_feature, *item_features, *context_features]
+  _check_names(all_features)
   notes = [*log.notes, *_protocol_notes(task, split, config)]
   if constant:
     notes.append(
@@ -307,7 +332,7 @@ def prepare(config: PrepareConfig, output_dir: str | Path) -> dict[str, Any]:
       'first_timestamp': int(log.timestamp.min()),
       'last_timestamp': int(log.timestamp.max()),
     },
-    features=[user_feature, *item_features, *context_features],
+    features=all_features,
     vocabularies={
       'user': user_vocabulary,
       **item_vocabularies,

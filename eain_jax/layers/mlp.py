@@ -63,7 +63,7 @@ class Dice(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, valid: jax.Array, train: bool) -> jax.Array:
-    """[..., H] from [..., H]; `valid`, bool [...], marks the rows that count."""
+    """[..., H] from [..., H]; `valid`, bool [...], marks rows that count."""
     dim = (x.shape[-1],)
     alpha_H = self.param('alpha', nn.initializers.zeros, dim)
     mean = self.variable('stats', 'mean', jnp.zeros, dim)

@@ -4,6 +4,7 @@ import datetime
 import gzip
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,23 @@ def test_times(tmp_path, kind, texts, seconds, note):
   )
 
 
+def test_times_without_a_zone_are_utc_wherever_one_is(tmp_path, monkeypatch):
+  monkeypatch.setenv('TZ', 'America/New_York')
+  time.tzset()
+  try:
+    path = write(tmp_path / 'a', 'u,i,t\na,b,1970-01-01T00:00:05\n')
+    assert read(path)[0].timestamp.tolist() == [5]
+    table = tmp_path / 'b'
+    frame = pl.DataFrame(
+      {'u': 'a', 'i': 'b', 't': [datetime.datetime(1970, 1, 1, 0, 0, 5)]}
+    )
+    frame.write_parquet(table)
+    assert read(table)[0].timestamp.tolist() == [5]
+  finally:
+    monkeypatch.undo()
+    time.tzset()
+
+
 def test_numbers_of_json_as_times(tmp_path):
   rows = [[n, 'i', t] for n, t in enumerate([3, 3.9, -0.5, 1e9])]
   log, _ = read(write_log(tmp_path / 'a', 'json', rows, ['u', 'i', 't']))
@@ -316,6 +334,14 @@ def test_a_stray_quote_costs_its_own_line_alone(tmp_path):
   assert log.counts['lines'] == 40
 
 
+def test_lines_after_a_stray_quote_keep_their_order(tmp_path):
+  # Ties stand in the order of the source.
+  text = 'u,i,t\n"a,1,5\na,4,5\na,2,5\na,3,5\na,0,"x\n'
+  log, rejected = read(write(tmp_path / 'a', text), options=LENIENT)
+  assert as_rows(log) == [('a', i, 5) for i in '423']
+  assert [line for line, _ in rejected] == [2, 6]
+
+
 def test_a_quote_to_the_end_of_a_long_file(tmp_path):
   rows = [f'u{n},i,{n}' for n in range(30_000)]
   rows[0] = 'u0,i,"0'
@@ -333,7 +359,7 @@ def test_mangled_lines_are_good_bad_or_blank(tmp_path, data):
   path = write_log(tmp_path / 'a', kind, rows, ['u', 'i', 't'])
   lines = path.read_bytes().removesuffix(b'\n').split(b'\n')
   is_json = kind == 'json'
-  mangled = data.draw(st.sets(st.integers(0 if is_json else 1, 11)))
+  mangled = data.draw(st.sets(st.integers(0 if is_json else 1, 11), max_size=4))
   for place in mangled:
     begin = data.draw(st.integers(0, len(lines[place])))
     end = data.draw(st.integers(begin, len(lines[place])))
@@ -593,6 +619,21 @@ def test_bad_parquet_files(tmp_path):
   FRAME.drop('u').write_parquet(path)
   assert refusal(path).startswith(
     f"{path} has no column 'u' for user; it has junk, t, i, "
+  )
+
+
+def test_a_panic_of_polars_is_one_sentence(tmp_path, monkeypatch):
+  path = tmp_path / 'log.parquet'
+  FRAME.write_parquet(path)
+
+  def panic(self):
+    raise pl.exceptions.PanicException('index out of bounds\nnote: backtrace')
+
+  # It is no Exception, so most handlers let it through.
+  assert not issubclass(pl.exceptions.PanicException, Exception)
+  monkeypatch.setattr(pl.LazyFrame, 'collect', panic)
+  assert (
+    refusal(path) == f'{path} cannot be read as Parquet: index out of bounds'
   )
 
 

@@ -284,6 +284,8 @@ def test_an_output_that_holds_something_is_left_alone(tmp_path):
     (ROWS, {'columns': ('user=u',)}, 'must name item, timestamp'),
     (ROWS, {'columns': (*COLUMNS, 'user=v')}, 'names user twice'),
     (ROWS, {'columns': ('user',)}, 'write it as name=column'),
+    (ROWS, {'columns': (*COLUMNS, 'hour=i')}, 'name of a time feature'),
+    (ROWS, {'columns': (*COLUMNS, 'a/b=i')}, 'cannot name a feature'),
   ],
 )
 def test_what_cannot_be_prepared_is_one_sentence(

@@ -1,0 +1,71 @@
+"""What the models see of a batch, on arrays that a person can read."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from eain_jax.layers.embedding import EmbeddedBatch
+from eain_jax.models import fields
+
+
+def hand_inputs():
+  """Two requests of three candidates; two item features, one context.
+
+  Widths of 2; the second request has no history.
+  """
+  target = np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2)
+  history = 100 + np.arange(8, dtype=np.float32).reshape(2, 2, 2)
+  return EmbeddedBatch(
+    user_RW=jnp.array([[0.1, 0.2], [0.3, 0.4]]),
+    target_RCAW=jnp.asarray(target),
+    history_NAW=jnp.asarray(history),
+    context_RKW=jnp.array([[[50.0, 51]], [[60, 61]]]),
+    segment_N=jnp.array([0, 0]),
+    position_R=jnp.array([2, 0]),
+    row_R=jnp.array([7, 8]),
+    valid_R=jnp.array([True, True]),
+  )
+
+
+def test_no_two_examples_of_a_batch_share_a_row():
+  """Else they would share their dropout masks."""
+  np.testing.assert_array_equal(
+    fields.example_rows(hand_inputs()), [21, 22, 23, 24, 25, 26]
+  )
+
+
+def test_events_and_targets_are_their_features_side_by_side():
+  inputs = hand_inputs()
+  np.testing.assert_array_equal(
+    fields.flat_history(inputs, 2), [[100, 101, 102, 103], [104, 105, 106, 107]]
+  )
+  np.testing.assert_array_equal(
+    fields.flat_target(inputs, 1)[1], [[12, 14], [16, 18], [20, 22]]
+  )
+  np.testing.assert_array_equal(
+    fields.pooled_history(inputs, 2), [[102, 103, 104, 105], [0, 0, 0, 0]]
+  )
+
+
+def test_fields_are_user_target_history_context():
+  inputs = hand_inputs()
+  h_u = jnp.arange(24.0).reshape(6, 4)
+  found = fields.make_fields(inputs, h_u, 2, use_user=True)
+  np.testing.assert_allclose(
+    found[4],  # the second request's second candidate
+    [[0.3, 0.4], [16, 17], [18, 19], [16, 17], [18, 19], [60, 61]],
+  )
+  without = fields.make_fields(inputs, h_u, 2, use_user=False)
+  np.testing.assert_array_equal(without, found[:, 1:])
+
+
+def test_first_order_is_a_sum_of_one_column():
+  inputs = hand_inputs()
+  # Column 1: 17 + 19 of the target, 61 of the context, no history.
+  assert float(fields.first_order(inputs, 1, False)[1, 1]) == 97.0
+  # 1 + 3, 51, and the history's means 103 + 105.
+  assert float(fields.first_order(inputs, 1, False)[0, 0]) == 263.0
+  np.testing.assert_allclose(
+    fields.first_order(inputs, 1, True) - fields.first_order(inputs, 1, False),
+    [[0.2] * 3, [0.4] * 3],
+    atol=1e-4,
+  )
