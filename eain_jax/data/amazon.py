@@ -348,33 +348,14 @@ def _read_review_files(
       notes.append(f'{path.name}: times in {unit} were read as seconds.')
     times.append(np.where(odd, np.iinfo(np.int64).min, seconds))
     readers.append(reader)
-    sources.append(_source(reader, format_name, notes))
+    sources.append(reader.source(format_name))
+    notes += reader.notes()
   timestamp = np.concatenate(times)
   kept = timestamp != np.iinfo(np.int64).min
   user = RawColumn(np.array(events.user)[kept], events.user_of.values())
   item = RawColumn(np.array(events.item)[kept], events.item_of.values())
   rating = np.array(events.rating)[kept]
   return RawEvents(user, item, timestamp[kept], rating), readers, sources, notes
-
-
-def _source(
-  reader: LineReader, format_name: str, notes: list[str]
-) -> dict[str, Any]:
-  """What the manifest says of a file."""
-  if reader.truncated:
-    notes.append(
-      f'{reader.path.name}: a truncated gzip file; its {reader.lines} complete '
-      'lines were kept.'
-    )
-  return {
-    'name': reader.path.name,
-    'bytes': reader.num_bytes,
-    'sha256': reader.sha256,
-    'format': format_name,
-    'lines': reader.lines,
-    'blank': reader.blank,
-    'rejected': len(reader.rejected),
-  }
 
 
 # Splits at strings. A quote that opens none takes all that follows, lest each
@@ -589,7 +570,8 @@ def _read_metadata_files(
           unreadable += 1
     check_rejected(reader)
     readers.append(reader)
-    sources.append(_source(reader, format_name, notes))
+    sources.append(reader.source(format_name))
+    notes += reader.notes()
   if not seen.any():
     said = lambda sources: ', '.join(
       f'{source["name"]}: {source["format"]}' for source in sources

@@ -10,6 +10,7 @@ import itertools
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from eain_jax.errors import InputError
 
@@ -111,6 +112,27 @@ class LineReader:
         f'were rejected, the first in line {first}: {reason}; this is not the '
         'file that it should be'
       )
+
+  def source(self, format_name: str) -> dict[str, Any]:
+    """What the manifest says of the file, once all lines were read."""
+    return {
+      'name': self.path.name,
+      'bytes': self.num_bytes,
+      'sha256': self.sha256,
+      'format': format_name,
+      'lines': self.lines,
+      'blank': self.blank,
+      'rejected': len(self.rejected),
+    }
+
+  def notes(self) -> list[str]:
+    """What the user must know of the file, once all lines were read."""
+    if not self.truncated:
+      return []
+    return [
+      f'{self.path.name}: a truncated gzip file; its {self.lines} complete '
+      'lines were kept.'
+    ]
 
   def blocks(self) -> Iterator[tuple[int, list[bytes]]]:
     """Number of the first line, from 1, and the lines of each block.

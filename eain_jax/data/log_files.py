@@ -347,26 +347,6 @@ def _text_rows(
       )
 
 
-def _source(
-  reader: LineReader, format_name: str, notes: list[str]
-) -> dict[str, Any]:
-  """What the manifest says of a text file."""
-  if reader.truncated:
-    notes.append(
-      f'{reader.path.name}: a truncated gzip file; its {reader.lines} complete '
-      'lines were kept.'
-    )
-  return {
-    'name': reader.path.name,
-    'bytes': reader.num_bytes,
-    'sha256': reader.sha256,
-    'format': format_name,
-    'lines': reader.lines,
-    'blank': reader.blank,
-    'rejected': len(reader.rejected),
-  }
-
-
 def _time_note(name: str, unit: str) -> list[str]:
   if unit == 'seconds':
     return []
@@ -409,9 +389,12 @@ def _read_text(
     if column.codes
   }
   numbers = {name: values[~odd] for name, values in arrays.items()}
-  notes = _time_note(reader.path.name, unit)
-  source = _source(reader, format_name, notes)
-  return _raw_events(codes, numbers, columns), [reader], [source], notes
+  return (
+    _raw_events(codes, numbers, columns),
+    [reader],
+    [reader.source(format_name)],
+    [*_time_note(reader.path.name, unit), *reader.notes()],
+  )
 
 
 @dataclasses.dataclass
@@ -808,7 +791,8 @@ def _read_items(
     take(reader, _text_rows(reader, format_name, wanted, '--items'))
     check_rejected(reader)
     readers.append(reader)
-    sources = [_source(reader, f'items-{format_name}', notes)]
+    sources = [reader.source(f'items-{format_name}')]
+    notes = reader.notes()
   num_found = sum(values is not None for values in found)
   if not num_found:
     raise InputError(
