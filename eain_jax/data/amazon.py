@@ -489,11 +489,22 @@ def parse_price(value: Any) -> float | None:
   return price if price < MAX_PRICE else None
 
 
+_TAG = re.compile(r'</?[a-zA-Z]')
+
+
 def _clean_name(value: Any) -> str | None:
-  """A brand or category as text, HTML entities resolved; None where empty."""
+  """A brand or category as text, HTML entities resolved.
+
+  None where it is empty, or holds tags: 2018 has pieces of pages in both.
+  """
   if not isinstance(value, str) or len(value) > MAX_ATTRIBUTE_LENGTH:
     return None
   text = html.unescape(value).strip()
+  if _TAG.search(text):
+    return None
+  if '\n' in text:
+    # As scraped: "by", then the brand lines below.
+    text = ' '.join(text.split()).removeprefix('by ')
   if not text.isascii():
     # Halves of surrogate pairs, as \ud83d\ude00 in a literal, are joined.
     text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')

@@ -383,6 +383,22 @@ def test_junk_in_metadata_never_stops_a_run(tmp_path, key, junk):
   assert rows[ITEM] == rows[OTHER_ITEM]
 
 
+@pytest.mark.parametrize(
+  ('brand', 'expected'),
+  [
+    ('AT&amp;T', 'AT&T'),
+    ('by\n    \n    Fender', 'Fender'),
+    ('by Kilian', 'by Kilian'),
+    ('</span></span></span>', None),
+    ('<b>Fender</b>', None),
+    ('I <3 Music', 'I <3 Music'),
+  ],
+)
+def test_names_lose_what_scraping_left(tmp_path, brand, expected):
+  rows, _, _ = metadata_table(tmp_path, [{'asin': ITEM, 'brand': brand}])
+  assert rows[ITEM]['brand'] == expected
+
+
 def test_surrogates_in_a_literal(tmp_path):
   line = (
     f"{{'asin': '{ITEM}', 'brand': '\\ud83d\\ude00\\ud800', "
