@@ -14,6 +14,8 @@ for _flag in (
 
 import dataclasses
 import json
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,11 @@ from eain_jax.training.state import TrainState, init_state
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 flags.FLAGS.mark_as_parsed()
+
+# Runs that differ in seed or data compile one program, once for all workers.
+_CACHE = Path(tempfile.gettempdir()) / f'eain-jax-test-cache-{os.getuid()}'
+jax.config.update('jax_compilation_cache_dir', str(_CACHE))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 NUM_USERS, NUM_ITEMS, NUM_TASTES = 200, 80, 4
 

@@ -369,6 +369,11 @@ def _evaluate_boundary(plan: _Plan, state: TrainState, best, record: Record):
   record.evaluated_step = step
   # Without one user of both classes there is no GAUC to select on.
   gauc = values['gauc'] if math.isfinite(values['gauc']) else values['auc']
+  if not math.isfinite(gauc):
+    raise InputError(
+      'the validation part has examples of one class alone, so no model can '
+      'be selected on it: prepare the dataset with another split'
+    )
   if gauc > record.best_gauc:
     record.best_gauc, record.best_step = gauc, step
     record.stale_evaluations = record.stale_at_rate = 0
