@@ -93,7 +93,7 @@ class PrepareConfig(Settings):
   )
   synthetic: bool = setting(False, 'Make the synthetic world.')
   num_events: int = setting(
-    60_000, 'For --synthetic: how many events.', at_least=1_000
+    30_000, 'For --synthetic: how many events.', at_least=1_000
   )
   task: str = setting(
     'auto',
@@ -348,7 +348,10 @@ class TrainConfig(Settings):
   """How a model is trained and evaluated."""
 
   batch_size: int = setting(
-    4096, 'Examples a step, over all devices.', at_least=1
+    0,
+    'Examples a step, over all devices. 0: the largest power of two from 256 '
+    'to 4096 that leaves at least 128 steps an epoch.',
+    at_least=0,
   )
   epochs: int = setting(20, 'Most passes over the training part.', at_least=1)
   optimizer: str = setting(

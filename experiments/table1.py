@@ -38,7 +38,7 @@ SEEDS = flags.DEFINE_integer(
   lower_bound=1,
 )
 NUM_EVENTS = flags.DEFINE_integer(
-  'num_events', 60_000, 'Size of the synthetic world.', lower_bound=1_000
+  'num_events', 30_000, 'Size of the synthetic world.', lower_bound=1_000
 )
 cli.define_models()
 cli.define_config(TrainConfig)
@@ -74,7 +74,12 @@ def open_or_make_dataset(output_dir: Path) -> Dataset:
     return open_dataset(DATASET_DIR.value)
   folder = output_dir / DATASET_FOLDER
   if not folder.is_dir():
-    config = PrepareConfig(synthetic=True, num_events=NUM_EVENTS.value)
+    # The world's tastes follow hours and months; its weekdays say nothing.
+    config = PrepareConfig(
+      synthetic=True,
+      num_events=NUM_EVENTS.value,
+      context=('hour', 'month', 'gap'),
+    )
     prepare(config, folder)
   return open_dataset(folder)
 

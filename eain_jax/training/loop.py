@@ -43,6 +43,7 @@ from eain_jax.training.step import (
 )
 
 EVAL_BATCH_SIZE = 16_384
+MIN_STEPS_PER_EPOCH, BATCH_SIZE_RANGE = 128, (256, 4096)
 CONFIG_FILE, METRICS_FILE, RESULT_FILE = (
   'config.json',
   'metrics.jsonl',
@@ -81,6 +82,16 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
   beside.replace(path)
 
 
+def resolve_config(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+  """The config with its batch size chosen, where that is left open."""
+  if config.batch_size:
+    return config
+  examples = dataset.manifest['counts']['train']['examples']
+  power = int(math.log2(max(1, examples / MIN_STEPS_PER_EPOCH)))
+  low, high = BATCH_SIZE_RANGE
+  return dataclasses.replace(config, batch_size=min(max(2**power, low), high))
+
+
 def run_config(
   dataset: Dataset,
   model_name: str,
@@ -88,6 +99,7 @@ def run_config(
   config: TrainConfig,
 ) -> dict[str, Any]:
   """What identifies a run; written as `config.json`."""
+  config = resolve_config(config, dataset)
   return {
     'version': eain_jax.__version__,
     'dataset': {
@@ -221,6 +233,7 @@ def fit(
     InputError: the folder holds another run; the batch does not suit the
       devices; the loss is not finite.
   """
+  config = resolve_config(config, dataset)
   model = make_model(
     model_name, model_config, parallel.axis_name(config.parallelism)
   )

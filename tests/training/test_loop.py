@@ -185,3 +185,17 @@ def test_opening_what_is_no_run(dataset, tmp_path):
   file.write_text('{"model": "dnn"}')
   with pytest.raises(InputError, match='is damaged'):
     open_run(tmp_path / 'w')
+
+
+@pytest.mark.parametrize(
+  ('examples', 'expected'),
+  [(1, 256), (32_768, 256), (65_535, 256), (65_536, 512), (10**9, 4096)],
+)
+def test_the_batch_follows_the_size_of_the_data(dataset, examples, expected):
+  manifest = {'counts': {'train': {'examples': examples}}}
+  sized = dataclasses.replace(dataset, manifest=manifest)
+  config = loop.resolve_config(TrainConfig(), sized)
+  assert config.batch_size == expected
+  # One that is given stays.
+  given = TrainConfig(batch_size=1000)
+  assert loop.resolve_config(given, sized).batch_size == 1000
