@@ -93,7 +93,7 @@ class PrepareConfig(Settings):
   )
   synthetic: bool = setting(False, 'Make the synthetic world.')
   num_events: int = setting(
-    30_000, 'For --synthetic: how many events.', at_least=1_000
+    20_000, 'For --synthetic: how many events.', at_least=1_000
   )
   task: str = setting(
     'auto',

@@ -38,7 +38,7 @@ SEEDS = flags.DEFINE_integer(
   lower_bound=1,
 )
 NUM_EVENTS = flags.DEFINE_integer(
-  'num_events', 30_000, 'Size of the synthetic world.', lower_bound=1_000
+  'num_events', 20_000, 'Size of the synthetic world.', lower_bound=1_000
 )
 cli.define_models()
 cli.define_config(TrainConfig)
