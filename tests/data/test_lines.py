@@ -160,7 +160,7 @@ def test_no_flipped_byte_of_a_gzip_passes(tmp_path):
 
 
 def test_damage_to_the_checksum_is_seen(tmp_path):
-  data = bytearray(gzip.compress(b'one\ntwo\n'))
+  data = bytearray(gzip.compress(b'one\ntwo\n', mtime=0))
   data[-8] ^= 1
   path = tmp_path / 'a'
   path.write_bytes(data)
@@ -176,12 +176,15 @@ def test_damage_to_the_checksum_is_seen(tmp_path):
     (b'<!DOCTYPE html>\n<html><body>404', 'is an HTML or XML page'),
     (b'\n  <html lang="en">', 'is an HTML or XML page'),
     (b"<?xml version='1.0'?><Error>", 'is an HTML or XML page'),
-    (gzip.compress(b'<html>'), 'is an HTML or XML page'),
+    (gzip.compress(b'<html>', mtime=0), 'is an HTML or XML page'),
     (b'PK\x03\x04\x14\0\0\0\x08\0' + bytes(40), 'holds binary data'),
     (random.Random(0).randbytes(5_000), 'holds binary data'),
     ('{"a": 1}'.encode('utf-16'), 'holds binary data'),
     (b'\x1f\x8b\xff' + bytes(20), 'is a damaged gzip file'),
-    (gzip.compress(b'a\n') + b'junk after it', 'is a damaged gzip file'),
+    (
+      gzip.compress(b'a\n', mtime=0) + b'junk after it',
+      'is a damaged gzip file',
+    ),
   ],
 )
 def test_files_that_are_no_text(tmp_path, content, sentence):
