@@ -189,6 +189,33 @@ class PrepareConfig(Settings):
       )
 
 
+@dataclasses.dataclass(frozen=True)
+class WorkloadConfig(Settings):
+  """The shape of the data that a benchmark runs on."""
+
+  users: int = setting(192_403, "Rows of the users' table.", at_least=1)
+  items: int = setting(63_001, "Rows of the items' table.", at_least=100)
+  history_length: int = setting(50, 'The longest history.', at_least=1)
+  mean_length: float = setting(
+    10.2, 'Mean length of a history; the median is lower.', at_least=1
+  )
+  negatives: int = setting(
+    0,
+    'Sampled negatives a request, which share its history; 0: labelled '
+    'examples, each with a history of its own.',
+    at_least=0,
+  )
+  seed: int = setting(0, 'Of the data.', at_least=0)
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.mean_length > self.history_length:
+      raise InputError(
+        f'mean_length={self.mean_length} must not exceed '
+        f'history_length={self.history_length}'
+      )
+
+
 TABLE_L2_HELP = (
   'A lambda as in (14) on the embedding tables alone, beside --l2. Models '
   'differ in how much they bear.'

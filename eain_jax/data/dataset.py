@@ -97,6 +97,7 @@ class Dataset:
     context_ids: by feature name int32 [N].
     user_ids: int32 [U], the vocabulary id of each user.
     item_ids: by feature name int32 [I] or [I, W].
+    item_train_count: int64 [I], each item's events in the training part.
     history_event: int64 [M], event rows that histories are made of, in
       canonical order; None where that is every event.
     history_start: int64 [U + 1], where each user's history begins.
@@ -113,6 +114,7 @@ class Dataset:
   context_ids: Mapping[str, np.ndarray]
   user_ids: np.ndarray
   item_ids: Mapping[str, np.ndarray]
+  item_train_count: np.ndarray
   history_event: np.ndarray | None
   history_start: np.ndarray
   user_start: np.ndarray
@@ -147,7 +149,7 @@ class Dataset:
     return make_sampler(
       self.item,
       self.user_start,
-      np.load(self.path / 'columns' / 'items.train_count.npy'),
+      self.item_train_count,
       sampling=config.negative_sampling,
       exponent=config.popularity_exponent,
       exclusion=config.negative_exclusion,
@@ -299,6 +301,7 @@ def open_dataset(path: str | Path) -> Dataset:
     prefixed('context.'),
     columns['users.id'],
     prefixed('item_ids.'),
+    columns['items.train_count'],
     columns.get('history.event'),
     columns['history.start'],
     columns['users.start'],

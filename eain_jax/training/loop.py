@@ -24,26 +24,19 @@ from eain_jax.data.batches import (
   EvalStream,
   TrainStream,
   make_eval_stream,
-  make_train_stream,
   prefetch,
 )
 from eain_jax.data.dataset import Dataset
 from eain_jax.errors import InputError
 from eain_jax.evaluation import evaluator
-from eain_jax.models import make_model
 from eain_jax.training import parallel
 from eain_jax.training.checkpoint import Checkpoints
-from eain_jax.training.optimizer import make_optimizer, set_plateau_factor
-from eain_jax.training.state import TrainState, init_state, num_parameters
-from eain_jax.training.step import (
-  ScoreFn,
-  StepFn,
-  make_score_step,
-  make_train_step,
-)
+from eain_jax.training.optimizer import set_plateau_factor
+from eain_jax.training.setup import resolve_config, set_up
+from eain_jax.training.state import TrainState, num_parameters
+from eain_jax.training.step import ScoreFn, StepFn
 
 EVAL_BATCH_SIZE = 16_384
-MIN_STEPS_PER_EPOCH, BATCH_SIZE_RANGE = 128, (256, 4096)
 CONFIG_FILE, METRICS_FILE, RESULT_FILE = (
   'config.json',
   'metrics.jsonl',
@@ -80,16 +73,6 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
   beside = path.with_name(f'.{path.name}.unfinished')
   beside.write_text(json.dumps(values, indent=2) + '\n')
   beside.replace(path)
-
-
-def resolve_config(config: TrainConfig, dataset: Dataset) -> TrainConfig:
-  """The config with its batch size chosen, where that is left open."""
-  if config.batch_size:
-    return config
-  examples = dataset.manifest['counts']['train']['examples']
-  power = int(math.log2(max(1, examples / MIN_STEPS_PER_EPOCH)))
-  low, high = BATCH_SIZE_RANGE
-  return dataclasses.replace(config, batch_size=min(max(2**power, low), high))
 
 
 def run_config(
@@ -233,24 +216,8 @@ def fit(
     InputError: the folder holds another run; the batch does not suit the
       devices; the loss is not finite.
   """
-  config = resolve_config(config, dataset)
-  model = make_model(
-    model_name, model_config, parallel.axis_name(config.parallelism)
-  )
-  try:
-    stream = make_train_stream(
-      dataset,
-      config.batch_size,
-      config.seed,
-      parallel.num_shards(config.parallelism),
-    )
-  except ValueError as error:
-    raise InputError(str(error)) from error
-  features = dataset.features
-  num_steps = stream.steps_per_epoch * config.epochs
-  optimizer = make_optimizer(config, num_steps)
-  first_batch = parallel.shard_of(stream.batch(0), config.parallelism)
-  state = init_state(model, features, optimizer, first_batch, config.seed)
+  setup = set_up(dataset, model_name, model_config, config)
+  config, stream, state = setup.config, setup.stream, setup.state
   settings = run_config(dataset, model_name, model_config, config)
   record, best = Record(), (state.params, state.stats)
   with contextlib.ExitStack() as stack:
@@ -272,11 +239,9 @@ def fit(
       make_eval_stream(
         dataset, 'valid', EVAL_BATCH_SIZE, config.valid_negatives
       ),
-      num_steps,
-      parallel.compile_train_step(
-        make_train_step(model, features, optimizer, config), config.parallelism
-      ),
-      jax.jit(make_score_step(model, features)),
+      setup.num_steps,
+      setup.train_step,
+      setup.score_step,
       checkpoints,
       stack.enter_context(_Log(log_path, report)),
     )

@@ -9,7 +9,7 @@ import pytest
 
 from eain_jax.config import MODEL_CONFIGS, TrainConfig
 from eain_jax.errors import InputError
-from eain_jax.training import loop
+from eain_jax.training import loop, setup
 from eain_jax.training.loop import fit
 from eain_jax.training.restore import open_run
 
@@ -194,8 +194,8 @@ def test_opening_what_is_no_run(dataset, tmp_path):
 def test_the_batch_follows_the_size_of_the_data(dataset, examples, expected):
   manifest = {'counts': {'train': {'examples': examples}}}
   sized = dataclasses.replace(dataset, manifest=manifest)
-  config = loop.resolve_config(TrainConfig(), sized)
+  config = setup.resolve_config(TrainConfig(), sized)
   assert config.batch_size == expected
   # One that is given stays.
   given = TrainConfig(batch_size=1000)
-  assert loop.resolve_config(given, sized).batch_size == 1000
+  assert setup.resolve_config(given, sized).batch_size == 1000
