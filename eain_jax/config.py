@@ -422,6 +422,19 @@ class TrainConfig(Settings):
     'none: one device. pmap: all local devices, parameters replicated.',
     choices=('none', 'pmap'),
   )
+  table_update: str = setting(
+    'auto',
+    'dense: the optimizer sees whole embedding tables. rowwise: the rows of '
+    "the batch alone, penalties too, so a step's cost does not grow with the "
+    'tables. auto: the cheaper one, by a rule that is printed.',
+    choices=('auto', 'dense', 'rowwise'),
+  )
+  data_placement: str = setting(
+    'host',
+    'host: batches are made beside the training and sent. device: columns and '
+    'histories live on the device, and many steps run in one call.',
+    choices=('host', 'device'),
+  )
   shuffle_labels: bool = setting(
     False,
     'Train on labels shuffled within the batch: a test AUC beyond .5 would '

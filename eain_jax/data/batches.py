@@ -9,7 +9,8 @@ packed axes have few static sizes, so a step is compiled a handful of times.
 import collections
 import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from eain_jax.data.examples import (
   hash_bits,
   segment_ranges,
 )
+from eain_jax.data.row_plan import DistinctFinder, plan_rows, planned_rows
 
 # A batch is a dict of arrays, R requests of C candidates, U items, N events:
 #   items      {feature: int32 [U] or [U, W]}  the distinct items; 0 is padding
@@ -32,6 +34,8 @@ from eain_jax.data.examples import (
 #   row        int32 [R]      the request's place in the global batch
 #   label      float32 [R, C]
 #   weight     float32 [R, C] 0 marks padding
+#   rows       {feature: int32 [Q]}  where they are planned, the rows of each
+#              table that the batch touches; ids are then places in them
 # With several shards every array has a leading axis over them.
 Batch = dict
 
@@ -100,6 +104,7 @@ class Packer:
   num_requests: int
   base_events: int
   base_items: int
+  find: DistinctFinder = dataclasses.field(default_factory=DistinctFinder)
 
   def history_range(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Start and end of the histories of `rows`, newest events kept."""
@@ -139,8 +144,8 @@ class Packer:
       entry = dataset.history_event[entry]
     history_items = dataset.item[entry]
     flat = np.concatenate([items_RC.reshape(-1), history_items])
-    distinct, place = np.unique(flat, return_inverse=True)
-    place = (place + 1).astype(np.int32)  # row 0 is padding
+    distinct, place = self.find(flat, dataset.num_items)
+    place += 1  # row 0 is padding
     if num_events is None:
       num_events = size_class(
         len(entry), self.base_events, size * self.history_length
@@ -181,26 +186,51 @@ class Packer:
     }
 
 
+def _base_events(packer: Packer, num_requests: int, rows: np.ndarray) -> float:
+  """Events that all but a few in 100,000 batches stay below."""
+  start, end = packer.history_range(rows)
+  length = (end - start).astype(np.float64)
+  # Four standard deviations of the sum of R independent lengths.
+  return num_requests * length.mean() + 4 * np.sqrt(num_requests) * length.std()
+
+
+def _base_items(
+  packer: Packer, num_requests: int, num_candidates: int, rows: np.ndarray
+) -> float:
+  """Distinct items that nearly all batches stay below, from batches at hand."""
+  dataset, most = packer.dataset, 0
+  for first in range(0, min(len(rows), 4 * num_requests), num_requests):
+    of_batch = rows[first : first + num_requests]
+    entry, _ = segment_ranges(*packer.history_range(of_batch))
+    if dataset.history_event is not None:
+      entry = dataset.history_event[entry]
+    size = len(of_batch) * (num_candidates - 1)
+    # As if negatives were uniform, which gives the most distinct ones.
+    drawn = hash_bits(size, np.arange(size)) % np.uint64(dataset.num_items)
+    items = [dataset.item[packer.part.event[of_batch]], dataset.item[entry]]
+    distinct, _ = packer.find(
+      np.concatenate([*items, drawn.astype(np.int32)]), dataset.num_items
+    )
+    most = max(most, len(distinct))
+  # Between batches the number varies less than a Poisson one.
+  return most + 4 * np.sqrt(most)
+
+
 def _make_packer(
   dataset: Dataset, part: Part, num_requests: int, num_candidates: int
 ) -> Packer:
   """A packer whose smallest sizes hold nearly every batch of the part."""
   history_length = dataset.config.history_length
   packer = Packer(dataset, part, history_length, num_requests, 0, 0)
-  sample = permute_index(
-    np.arange(min(len(part), 65_536)), len(part), len(part)
-  )
-  start, end = packer.history_range(sample)
-  length = (end - start).astype(np.float64)
-  # Six standard deviations of the sum of R independent lengths.
-  events = (
-    num_requests * length.mean() + 6 * np.sqrt(num_requests) * length.std()
-  )
-  base_events = _round_up(min(max(events, 1), num_requests * history_length))
-  most_items = dataset.num_items + 1
-  base_items = min(base_events + num_requests * num_candidates, most_items)
+  size = min(len(part), max(65_536, 4 * num_requests))
+  rows = permute_index(np.arange(size), len(part), len(part))
+  most_events = num_requests * history_length
+  events = _base_events(packer, num_requests, rows)
+  items = 1 + _base_items(packer, num_requests, num_candidates, rows)
   return dataclasses.replace(
-    packer, base_events=base_events, base_items=_round_up(base_items)
+    packer,
+    base_events=_round_up(min(max(events, 1), most_events)),
+    base_items=_round_up(min(items, dataset.num_items + 1)),
   )
 
 
@@ -215,6 +245,7 @@ class TrainStream:
     num_shards: devices.
     seed: of the order and the negatives.
     sampler: draws negatives, or None for the tasks with labels.
+    with_rows: batches carry the plan of a row-wise update.
   """
 
   packer: Packer
@@ -223,6 +254,7 @@ class TrainStream:
   num_shards: int
   seed: int
   sampler: NegativeSampler | None
+  with_rows: bool = False
 
   @property
   def steps_per_epoch(self) -> int:
@@ -260,6 +292,22 @@ class TrainStream:
 
   def batch(self, step: int) -> Batch:
     """The global batch of a step; [num_shards, ...] where shards are many."""
+    batch = self._packed(step)
+    if not self.with_rows:
+      return batch
+    return plan_rows(batch, self.packer.dataset.features, self.packer.find)
+
+  def planned(self) -> dict[str, int]:
+    """Rows of each feature's table that most batches plan, Q."""
+    packer, sizes = self.packer, {}
+    for feature in packer.dataset.features:
+      num_ids = packer.num_requests
+      if feature.kind == 'item':
+        num_ids = packer.base_items * feature.max_values
+      sizes[feature.name] = planned_rows(feature, num_ids * self.num_shards)
+    return sizes
+
+  def _packed(self, step: int) -> Batch:
     rows, items, label, weight = self.examples(step)
     size = self.packer.num_requests
     pack = lambda shard, **sizes: self.packer.pack(
@@ -386,17 +434,17 @@ def make_eval_stream(
 
 
 def prefetch(
-  make: Callable[[int], Batch], start: int, stop: int, *, ahead: int = 4
-) -> Generator[Batch]:
-  """make(start), ..., make(stop - 1), in order, made ahead by two threads.
+  make: Callable[[Any], Any], of: Iterable[Any], *, ahead: int = 4
+) -> Generator[Any]:
+  """make(x) for each x of `of`, in order, made ahead by two threads.
 
   An exception in `make` reaches the caller at its batch.
   """
   with concurrent.futures.ThreadPoolExecutor(2, 'batches') as pool:
     pending: collections.deque = collections.deque()
     try:
-      for number in range(start, stop):
-        pending.append(pool.submit(make, number))
+      for argument in of:
+        pending.append(pool.submit(make, argument))
         if len(pending) > ahead:
           yield pending.popleft().result()
       while pending:

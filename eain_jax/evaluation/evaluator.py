@@ -51,7 +51,7 @@ def score_part(
   part, dataset = stream.packer.part, stream.packer.dataset
   blocks = [
     np.asarray(score(batch))
-    for batch in prefetch(stream.batch, 0, stream.num_batches)
+    for batch in prefetch(stream.batch, range(stream.num_batches))
   ]
   num_candidates = stream.num_candidates
   logit_RC = np.concatenate(blocks)[: len(part)]

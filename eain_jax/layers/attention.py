@@ -27,14 +27,30 @@ def pack_histories(
     mask_BT: bool [B, T], True for real events.
 
   Returns:
-    history_NE [B * T, E] and segment_N int32 [B * T], where padding has
-    segment B.
+    history_NE [B * T, E] and segment_N int32 [B * T], non-decreasing; padding
+    has segment B and comes last.
   """
   batch, length, width = history_BTE.shape
   segment_BT = jnp.where(mask_BT, jnp.arange(batch)[:, None], batch)
+  segment_N = segment_BT.reshape(batch * length).astype(jnp.int32)
+  order_N = jnp.argsort(segment_N, stable=True)
+  history_NE = jnp.asarray(history_BTE).reshape(batch * length, width)
+  return history_NE[order_N], segment_N[order_N]
+
+
+def _of_request(x_RX: jax.Array, segment_N: jax.Array) -> jax.Array:
+  """[N, ...]: each event's row of `x_RX`; padding takes the last one's."""
   return (
-    history_BTE.reshape(batch * length, width),
-    segment_BT.reshape(batch * length).astype(jnp.int32),
+    jnp.asarray(x_RX).at[segment_N].get(mode='clip', indices_are_sorted=True)
+  )
+
+
+def _sum_of_request(
+  x_NX: jax.Array, segment_N: jax.Array, num_segments: int
+) -> jax.Array:
+  """[R, ...]: sums over each request's events; padding is dropped."""
+  return jax.ops.segment_sum(
+    x_NX, segment_N, num_segments, indices_are_sorted=True
   )
 
 
@@ -45,7 +61,7 @@ def segment_softmax(
 
   Args:
     score_NC: [N, C].
-    segment_N: int32 [N]; `num_segments` or more is padding.
+    segment_N: int32 [N], non-decreasing; `num_segments` or more is padding.
     num_segments: R.
 
   Returns:
@@ -53,17 +69,21 @@ def segment_softmax(
     has an event.
   """
   score_NC = score_NC.astype(jnp.promote_types(score_NC.dtype, jnp.float32))
-  valid_N1 = (segment_N < num_segments)[:, None]
-  safe_N = jnp.minimum(segment_N, num_segments - 1)
-  score_NC = jnp.where(valid_N1, score_NC, -jnp.inf)
   # The maximum only keeps exp in range; the softmax does not depend on it.
   highest_RC = jax.ops.segment_max(
-    jax.lax.stop_gradient(score_NC), safe_N, num_segments
+    jax.lax.stop_gradient(score_NC),
+    segment_N,
+    num_segments,
+    indices_are_sorted=True,
   )
-  highest_RC = jnp.where(jnp.isfinite(highest_RC), highest_RC, 0.0)
-  weight_NC = jnp.exp(score_NC - highest_RC[safe_N])
-  total_RC = jax.ops.segment_sum(weight_NC, safe_N, num_segments)
-  return weight_NC / jnp.where(total_RC > 0, total_RC, 1.0)[safe_N]
+  valid_N1 = (segment_N < num_segments)[:, None]
+  shifted_NC = jnp.where(
+    valid_N1, score_NC - _of_request(highest_RC, segment_N), -jnp.inf
+  )
+  weight_NC = jnp.exp(shifted_NC)
+  total_RC = _sum_of_request(weight_NC, segment_N, num_segments)
+  inverse_RC = 1.0 / jnp.where(total_RC > 0, total_RC, 1.0)
+  return weight_NC * _of_request(inverse_RC, segment_N)
 
 
 def pool_history(
@@ -73,39 +93,75 @@ def pool_history(
   num_segments: int,
 ) -> jax.Array:
   """Equation (3), h_u of every candidate: [R, C, E]; 0 for an empty history."""
-  valid_N1 = (segment_N < num_segments)[:, None]
-  weight_NC = jnp.where(valid_N1, weight_NC, 0.0).astype(history_NE.dtype)
-  return jax.ops.segment_sum(
-    weight_NC[:, :, None] * history_NE[:, None, :],
-    jnp.minimum(segment_N, num_segments - 1),
-    num_segments,
+  num_candidates, width = weight_NC.shape[1], history_NE.shape[1]
+  weight_NC = weight_NC.astype(history_NE.dtype)
+  # [N, C * E]: one axis less, or XLA transposes to and fro on a CPU.
+  weighted_NX = jnp.concatenate(
+    [weight_NC[:, c, None] * history_NE for c in range(num_candidates)], axis=1
   )
+  pooled_RX = _sum_of_request(weighted_NX, segment_N, num_segments)
+  return pooled_RX.reshape(num_segments, num_candidates, width)
 
 
 def mean_history(
   history_NE: jax.Array, segment_N: jax.Array, num_segments: int
 ) -> jax.Array:
   """The plain mean of each history, [R, E]; 0 for an empty one."""
-  valid_N1 = (segment_N < num_segments)[:, None].astype(history_NE.dtype)
-  safe_N = jnp.minimum(segment_N, num_segments - 1)
-  total_RE = jax.ops.segment_sum(history_NE * valid_N1, safe_N, num_segments)
-  count_R1 = jax.ops.segment_sum(valid_N1, safe_N, num_segments)
+  total_RE = _sum_of_request(history_NE, segment_N, num_segments)
+  ones_N1 = jnp.ones((len(segment_N), 1), history_NE.dtype)
+  count_R1 = _sum_of_request(ones_N1, segment_N, num_segments)
   return total_RE / jnp.maximum(count_R1, 1)
 
 
-def additive_score(
+def pair_projection(
   history_NE: jax.Array,
   target_RCE: jax.Array,
   segment_N: jax.Array,
-  w1_EH: jax.Array,
-  w2_EH: jax.Array,
-  v_H: jax.Array,
+  key_EH: jax.Array,
+  query_EH: jax.Array,
+  product_EH: jax.Array | None = None,
 ) -> jax.Array:
-  """Equation (2): [N, C], v^T tanh(W_1 x_t + W_2 x*)."""
-  safe_N = jnp.minimum(segment_N, target_RCE.shape[0] - 1)
-  query_RCH = target_RCE @ w2_EH
-  hidden_NCH = jnp.tanh((history_NE @ w1_EH)[:, None, :] + query_RCH[safe_N])
-  return hidden_NCH @ v_H
+  """K x_t + Q x* + P (x_t * x*) of every (event, candidate) pair.
+
+  The first layer of both attentions, factored: Q x* is computed once a
+  candidate and K x_t once an event, where C is more than one; with a single
+  candidate one matrix product over [x_t, x_t * x*] is faster than two.
+
+  Args:
+    history_NE: [N, E], packed events.
+    target_RCE: [R, C, E].
+    segment_N: int32 [N], non-decreasing; R or more is padding.
+    key_EH: K, transposed.
+    query_EH: Q, transposed.
+    product_EH: P, transposed; None leaves the term out.
+
+  Returns:
+    [N * C, H]: the pairs of an event stand together.
+  """
+  num_requests, num_candidates, width = target_RCE.shape
+  num_events, hidden = len(history_NE), key_EH.shape[1]
+  query_RX = (target_RCE.reshape(-1, width) @ query_EH).reshape(
+    num_requests, num_candidates * hidden
+  )
+  query_XH = _of_request(query_RX, segment_N).reshape(-1, hidden)
+  target_RX = target_RCE.reshape(num_requests, num_candidates * width)
+  if num_candidates == 1:
+    if product_EH is None:
+      return query_XH + history_NE @ key_EH
+    product_NE = history_NE * _of_request(target_RX, segment_N)
+    both_N2E = jnp.concatenate([history_NE, product_NE], axis=1)
+    return query_XH + both_N2E @ jnp.concatenate([key_EH, product_EH])
+  key_NH = history_NE @ key_EH
+  hidden_NX = query_XH.reshape(num_events, -1) + jnp.tile(
+    key_NH, (1, num_candidates)
+  )
+  hidden_XH = hidden_NX.reshape(-1, hidden)
+  if product_EH is None:
+    return hidden_XH
+  product_NX = jnp.tile(history_NE, (1, num_candidates)) * _of_request(
+    target_RX, segment_N
+  )
+  return hidden_XH + product_NX.reshape(-1, width) @ product_EH
 
 
 class AdditiveAttention(nn.Module):
@@ -136,27 +192,32 @@ class AdditiveAttention(nn.Module):
     w1_EH = self.param('w1', init, shape).astype(dtype)
     w2_EH = self.param('w2', init, shape).astype(dtype)
     v_H = self.param('v', nn.initializers.normal(0.1), shape[1:]).astype(dtype)
-    num_requests = target_RCE.shape[0]
+    w3_EH = None
     if self.use_product:
       w3_EH = self.param('w3', init, shape).astype(dtype)
-      safe_N = jnp.minimum(segment_N, num_requests - 1)
-      query_RCH = target_RCE @ w2_EH
-      product_NCE = history_NE[:, None, :] * target_RCE[safe_N]
-      score_NC = (
-        jnp.tanh(
-          (history_NE @ w1_EH)[:, None, :]
-          + query_RCH[safe_N]
-          + product_NCE @ w3_EH
-        )
-        @ v_H
-      )
-    else:
-      score_NC = additive_score(
-        history_NE, target_RCE, segment_N, w1_EH, w2_EH, v_H
-      )
+    score_NC = additive_score(
+      history_NE, target_RCE, segment_N, w1_EH, w2_EH, v_H, w3_EH
+    )
+    num_requests = target_RCE.shape[0]
     weight_NC = segment_softmax(score_NC, segment_N, num_requests)
     self.sow('intermediates', 'attention_weight', weight_NC)
     return pool_history(weight_NC, history_NE, segment_N, num_requests)
+
+
+def additive_score(
+  history_NE: jax.Array,
+  target_RCE: jax.Array,
+  segment_N: jax.Array,
+  w1_EH: jax.Array,
+  w2_EH: jax.Array,
+  v_H: jax.Array,
+  w3_EH: jax.Array | None = None,
+) -> jax.Array:
+  """Equation (2): [N, C], v^T tanh(W_1 x_t + W_2 x* [+ W_3 (x_t * x*)])."""
+  hidden_XH = jnp.tanh(
+    pair_projection(history_NE, target_RCE, segment_N, w1_EH, w2_EH, w3_EH)
+  )
+  return (hidden_XH @ v_H).reshape(len(history_NE), -1)
 
 
 def activation_unit_hidden(
@@ -168,18 +229,15 @@ def activation_unit_hidden(
   """The first layer of DIN's unit, W [q, k, q - k, q * k], factored.
 
   W = [W_q; W_k; W_d; W_p], so W [...] = (W_q + W_d) q + (W_k - W_d) k +
-  W_p (q * k): the first two are computed once a candidate and once an event,
-  and the concatenation [N, C, 4E] is never made.
+  W_p (q * k), and the concatenation [N, C, 4E] is never made.
 
   Returns:
-    [N, C, H].
+    [N * C, H], as `pair_projection`.
   """
   w_q, w_k, w_d, w_p = jnp.split(kernel_4EH, 4)
-  safe_N = jnp.minimum(segment_N, target_RCE.shape[0] - 1)
-  query_RCH = target_RCE @ (w_q + w_d)
-  key_NH = history_NE @ (w_k - w_d)
-  product_NCE = history_NE[:, None, :] * target_RCE[safe_N]
-  return key_NH[:, None, :] + query_RCH[safe_N] + product_NCE @ w_p
+  return pair_projection(
+    history_NE, target_RCE, segment_N, w_k - w_d, w_q + w_d, w_p
+  )
 
 
 class ActivationUnit(nn.Module):
@@ -213,9 +271,8 @@ class ActivationUnit(nn.Module):
     Sows 'attention_weight' [N, C] into 'intermediates'.
     """
     width, dtype = history_NE.shape[-1], self.compute_dtype
-    num_requests = target_RCE.shape[0]
-    valid_N1 = (segment_N < num_requests)[:, None]
-    valid_NC = jnp.broadcast_to(valid_N1, (len(segment_N), target_RCE.shape[1]))
+    num_requests, num_candidates = target_RCE.shape[:2]
+    valid_X = jnp.repeat(segment_N < num_requests, num_candidates)
     kernel_4EH = self.param(
       'kernel',
       nn.initializers.glorot_uniform(),
@@ -224,25 +281,23 @@ class ActivationUnit(nn.Module):
     bias_H = self.param(
       'bias', nn.initializers.zeros, (self.hidden_dims[0],)
     ).astype(dtype)
-    hidden_NCH = bias_H[None, None] + activation_unit_hidden(
+    hidden_XH = bias_H[None] + activation_unit_hidden(
       history_NE, target_RCE, segment_N, kernel_4EH
     )
     for number, dim in enumerate([*self.hidden_dims[1:], 1]):
-      hidden_NCH = activate(
+      hidden_XH = activate(
         self.activation,
-        hidden_NCH,
-        valid_NC,
+        hidden_XH,
+        valid_X,
         train,
         self.axis_name,
         name=f'activation_{number}',
       )
-      hidden_NCH = nn.Dense(dim, dtype=dtype, name=f'dense_{number + 1}')(
-        hidden_NCH
+      hidden_XH = nn.Dense(dim, dtype=dtype, name=f'dense_{number + 1}')(
+        hidden_XH
       )
-    score_NC = hidden_NCH[..., 0]
+    weight_NC = hidden_XH.reshape(len(history_NE), num_candidates)
     if self.use_softmax:
-      weight_NC = segment_softmax(score_NC, segment_N, num_requests)
-    else:
-      weight_NC = score_NC
+      weight_NC = segment_softmax(weight_NC, segment_N, num_requests)
     self.sow('intermediates', 'attention_weight', weight_NC)
     return pool_history(weight_NC, history_NE, segment_N, num_requests)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 ACTIVATIONS = ('relu', 'dice', 'prelu', 'sigmoid')
 STATISTICS_MOMENTUM = 0.99
@@ -121,6 +122,37 @@ def activate(
   raise ValueError(f'activation {kind!r} is not one of {ACTIVATIONS}')
 
 
+class DenseOfParts(nn.Module):
+  """A dense layer over inputs that stand side by side but in arrays apart.
+
+  Its kernel is that of the concatenation; each part meets its own rows of it,
+  so the concatenation is never written, nor its gradient cut up again.
+
+  Attributes:
+    features: H, width of the output.
+    compute_dtype: of the matrix products.
+  """
+
+  features: int
+  compute_dtype: jax.typing.DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, parts: Sequence[jax.Array]) -> jax.Array:
+    """[B, H] from [B, X_1], [B, X_2], ..."""
+    ends = np.cumsum([part.shape[1] for part in parts])
+    kernel_XH = self.param(
+      'kernel',
+      nn.initializers.lecun_normal(),
+      (int(ends[-1]), self.features),
+    ).astype(self.compute_dtype)
+    bias_H = self.param('bias', nn.initializers.zeros, (self.features,))
+    out_BH = bias_H.astype(self.compute_dtype)[None]
+    kernels = jnp.split(kernel_XH, ends[:-1])
+    for part_BX, own_XH in zip(parts, kernels, strict=True):
+      out_BH = out_BH + part_BX.astype(self.compute_dtype) @ own_XH
+    return out_BH
+
+
 class MLP(nn.Module):
   """Dense layers with activation and dropout, then one logit.
 
@@ -141,22 +173,24 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x_BH: jax.Array,
+    inputs: jax.Array | Sequence[jax.Array],
     row_B: jax.Array,
     valid_B: jax.Array,
     train: bool = False,
   ) -> jax.Array:
-    """float32 logits [B] from [B, H].
+    """float32 logits [B] from [B, X].
 
     Args:
-      x_BH: [B, H].
+      inputs: [B, X], or several arrays [B, X_1], [B, X_2], ... that stand for
+        their concatenation.
       row_B: as in `dropout`.
       valid_B: bool [B], the examples that Dice's statistics count.
       train: drop units, and take Dice's statistics from this batch.
     """
+    parts = [inputs] if hasattr(inputs, 'shape') else inputs
     for number, dim in enumerate(self.hidden_dims):
-      x_BH = nn.Dense(dim, dtype=self.compute_dtype, name=f'dense_{number}')(
-        x_BH
+      x_BH = DenseOfParts(dim, self.compute_dtype, name=f'dense_{number}')(
+        parts
       )
       x_BH = activate(
         self.activation,
@@ -168,5 +202,6 @@ class MLP(nn.Module):
       )
       if train and self.dropout_rate:
         x_BH = dropout(x_BH, self.dropout_rate, self.make_rng('dropout'), row_B)
-    logit_B1 = nn.Dense(1, dtype=self.compute_dtype, name='logit')(x_BH)
+      parts = [x_BH]
+    logit_B1 = DenseOfParts(1, self.compute_dtype, name='logit')(parts)
     return logit_B1[:, 0].astype(jnp.float32)

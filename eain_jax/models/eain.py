@@ -100,7 +100,7 @@ class EAIN(nn.Module):
       self.axis_name,
       name='mlp',
     )(
-      jnp.concatenate(head, axis=-1),
+      head,
       example_rows(inputs),
       per_example(inputs.valid_R, num_candidates),
       train,

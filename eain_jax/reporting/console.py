@@ -186,6 +186,9 @@ class TrainingDisplay:
 
   def __call__(self, record: Mapping[str, Any]) -> None:
     """Shows a record of the log."""
+    if record['kind'] == 'note':
+      self._print(f'{self._title}: {record["text"]}')
+      return
     now, step = self._clock(), record['step']
     rate = None
     if record['kind'] == 'valid':

@@ -8,10 +8,11 @@ if it had never stopped.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from eain_jax.errors import InputError
 from eain_jax.evaluation import evaluator
 from eain_jax.training import parallel
 from eain_jax.training.checkpoint import Checkpoints
+from eain_jax.training.device_data import DeviceRunner
 from eain_jax.training.optimizer import set_plateau_factor
 from eain_jax.training.setup import resolve_config, set_up
 from eain_jax.training.state import TrainState, num_parameters
@@ -42,6 +44,7 @@ CONFIG_FILE, METRICS_FILE, RESULT_FILE = (
   'metrics.jsonl',
   'result.json',
 )
+STEPS_A_CALL = 16  # where the data is on the device
 Report = Callable[[Mapping[str, Any]], None]
 
 
@@ -57,6 +60,7 @@ class Record:
     plateau_factor: on the learning rate.
     evaluated_step: the last step that was evaluated.
     seconds: training time so far, without evaluations.
+    seconds_waiting: of these, for the input.
   """
 
   best_gauc: float = -math.inf
@@ -66,6 +70,7 @@ class Record:
   plateau_factor: float = 1.0
   evaluated_step: int = 0
   seconds: float = 0.0
+  seconds_waiting: float = 0.0
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -82,7 +87,7 @@ def run_config(
   config: TrainConfig,
 ) -> dict[str, Any]:
   """What identifies a run; written as `config.json`."""
-  config = resolve_config(config, dataset)
+  config = resolve_config(dataset, model_name, model_config, config)
   return {
     'version': eain_jax.__version__,
     'dataset': {
@@ -144,6 +149,11 @@ class _Log:
     if self._report:
       self._report(record)
 
+  def say(self, text: str) -> None:
+    """A line for a person: it goes to the report alone."""
+    if self._report:
+      self._report({'kind': 'note', 'step': 0, 'text': text})
+
 
 def _claim_folder(work_dir: Path, settings: Mapping[str, Any]) -> None:
   """Makes a run's folder, or checks that it holds this very run."""
@@ -189,6 +199,7 @@ class _Plan:
   num_steps: int
   train_step: StepFn
   score_step: ScoreFn
+  device_runner: DeviceRunner | None
   checkpoints: Checkpoints | None
   log: _Log
 
@@ -242,10 +253,13 @@ def fit(
       setup.num_steps,
       setup.train_step,
       setup.score_step,
+      setup.device_runner,
       checkpoints,
       stack.enter_context(_Log(log_path, report)),
     )
     state = parallel.place_state(state, config.parallelism, stream.num_shards)
+    for note in setup.notes:
+      plan.log.say(note)
     state, best = _run(plan, state, best, record)
   step = int(state.step)
   result = {
@@ -262,6 +276,7 @@ def fit(
     result[name] = evaluate(dataset, name, plan.score_step, *best)
   examples = step * stream.num_requests * stream.num_candidates
   result['seconds'] = record.seconds
+  result['seconds_waiting_for_input'] = record.seconds_waiting
   result['examples_per_second'] = examples / max(record.seconds, 1e-9)
   if work_dir:
     write_json(work_dir / RESULT_FILE, result)
@@ -279,12 +294,39 @@ def evaluate(
   return evaluator.evaluate_scores(dataset, scored)
 
 
+def _schedule(plan: _Plan, step: int) -> Iterator[tuple[int, int]]:
+  """(first step, count) of each call of the device, from `step` to the end.
+
+  No call goes beyond a step at which the loop evaluates, saves or logs.
+  """
+  config, per_epoch = plan.config, plan.stream.steps_per_epoch
+  while step < plan.num_steps:
+    free = min(
+      every - step % every
+      for every in (per_epoch, config.save_every, config.log_every)
+    )
+    is_many = plan.device_runner is not None and free >= STEPS_A_CALL
+    count = STEPS_A_CALL if is_many else 1
+    yield step, count
+    step += count
+
+
+def _inputs(plan: _Plan, call: tuple[int, int]) -> tuple[int, Any]:
+  """How many steps a call makes, and what it needs from the host."""
+  first, count = call
+  if plan.device_runner is None:
+    return count, plan.stream.batch(first)
+  return count, plan.device_runner.inputs(first, count)
+
+
 def _run(plan: _Plan, state: TrainState, best, record: Record):
   """Runs to the last step, or until early stopping; the state and the best."""
   config, per_epoch = plan.config, plan.stream.steps_per_epoch
   step = int(state.step)
-  batches = prefetch(plan.stream.batch, step, plan.num_steps)
+  train = plan.device_runner or plan.train_step
+  inputs = prefetch(functools.partial(_inputs, plan), _schedule(plan, step))
   pending: dict[str, Any] = {}
+  in_flight = None
   clock = time.perf_counter()
   while True:
     at_boundary = step > 0 and step % per_epoch == 0
@@ -305,30 +347,43 @@ def _run(plan: _Plan, state: TrainState, best, record: Record):
         _single_device(state), dataclasses.asdict(record)
       )
     if stop:
-      batches.close()
+      inputs.close()
       return state, best
-    state, metrics = plan.train_step(state, next(batches))
-    step += 1
+    asked = time.perf_counter()
+    count, batch = next(inputs)
+    record.seconds_waiting += time.perf_counter() - asked
+    state, metrics = train(state, batch)
+    step += count
+    # One step runs and one waits: each has temporaries of its own.
+    jax.block_until_ready(in_flight)
+    in_flight = metrics
     if pending:
       # The step before is read while this one runs.
-      _log_training(plan.log, pending)
+      _log_training(plan, record, pending)
       pending = {}
     if step % config.log_every == 0 or step % per_epoch == 0:
       pending = {'step': step, 'epoch': step / per_epoch, **metrics}
     if pending and step % per_epoch == 0:
-      _log_training(plan.log, pending)
+      _log_training(plan, record, pending)
       pending = {}
 
 
-def _log_training(log: _Log, pending: Mapping[str, Any]) -> None:
-  values = {name: float(value) for name, value in pending.items()}
+def _log_training(
+  plan: _Plan, record: Record, pending: Mapping[str, Any]
+) -> None:
+  # A call of many steps has a value for each; the last is the step's.
+  values = {
+    name: float(np.asarray(value).reshape(-1)[-1])
+    for name, value in pending.items()
+  }
   step = int(pending['step'])
   if not math.isfinite(values['total_loss']):
     raise InputError(
       f'the loss is {values["total_loss"]} at step {step}: lower '
       '--learning_rate, or set --clip_norm'
     )
-  log(**{'kind': 'train', **values, 'step': step})
+  waiting = {'seconds_waiting': record.seconds_waiting}
+  plan.log(**{'kind': 'train', **values, 'step': step, **waiting})
 
 
 def _evaluate_boundary(plan: _Plan, state: TrainState, best, record: Record):

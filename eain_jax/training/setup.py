@@ -11,6 +11,7 @@ from eain_jax.data.dataset import Dataset
 from eain_jax.errors import InputError
 from eain_jax.models import Model, make_model
 from eain_jax.training import parallel
+from eain_jax.training.device_data import DeviceRunner, make_device_runner
 from eain_jax.training.optimizer import make_optimizer
 from eain_jax.training.state import TrainState, init_state
 from eain_jax.training.step import (
@@ -19,6 +20,7 @@ from eain_jax.training.step import (
   make_score_step,
   make_train_step,
 )
+from eain_jax.training.table_update import TableUpdate, measure_update
 
 MIN_STEPS_PER_EPOCH, BATCH_SIZE_RANGE = 128, (256, 4096)
 
@@ -37,6 +39,9 @@ class Setup:
     train_step: compiled, `(state, batch) -> (state, metrics)`; donates the
       state.
     score_step: compiled, `(params, stats, batch) -> logits`.
+    device_runner: runs many steps in one call, where the data is placed on
+      the device.
+    notes: lines for a person about what was chosen.
   """
 
   config: TrainConfig
@@ -46,16 +51,57 @@ class Setup:
   state: TrainState
   train_step: StepFn
   score_step: ScoreFn
+  device_runner: DeviceRunner | None
+  notes: tuple[str, ...]
 
 
-def resolve_config(config: TrainConfig, dataset: Dataset) -> TrainConfig:
-  """The config with its batch size chosen, where that is left open."""
-  if config.batch_size:
-    return config
+def _batch_size(dataset: Dataset) -> int:
+  """The largest power of two that leaves an epoch enough steps."""
   examples = dataset.manifest['counts']['train']['examples']
   power = int(math.log2(max(1, examples / MIN_STEPS_PER_EPOCH)))
   low, high = BATCH_SIZE_RANGE
-  return dataclasses.replace(config, batch_size=min(max(2**power, low), high))
+  return min(max(2**power, low), high)
+
+
+def _open_stream(
+  dataset: Dataset, config: TrainConfig, num_shards: int
+) -> TrainStream:
+  try:
+    return make_train_stream(
+      dataset, config.batch_size, config.seed, num_shards
+    )
+  except ValueError as error:
+    raise InputError(str(error)) from error
+
+
+def _sizes_of_update(
+  dataset: Dataset, stream: TrainStream, table_width: int
+) -> TableUpdate:
+  return measure_update(dataset.features, stream.planned(), table_width)
+
+
+def resolve_config(
+  dataset: Dataset,
+  model_name: str,
+  model_config: ModelConfig,
+  config: TrainConfig,
+) -> TrainConfig:
+  """The config with all that is left open chosen, from data and model alone.
+
+  Nothing is timed, so a run and its continuation, on any machine, choose the
+  same.
+
+  Raises:
+    InputError: the batch does not suit the devices.
+  """
+  if not config.batch_size:
+    config = dataclasses.replace(config, batch_size=_batch_size(dataset))
+  if config.table_update == 'auto':
+    stream = _open_stream(dataset, config, 1)
+    width = make_model(model_name, model_config).table_width
+    update = _sizes_of_update(dataset, stream, width)
+    config = dataclasses.replace(config, table_update=update.cheaper)
+  return config
 
 
 def set_up(
@@ -67,34 +113,42 @@ def set_up(
   """Makes the batches, the state of step 0 and the compiled steps.
 
   Raises:
-    InputError: the batch does not suit the devices.
+    InputError: the batch or the placement does not suit the devices.
   """
-  config = resolve_config(config, dataset)
+  if config.data_placement == 'device' and config.parallelism != 'none':
+    raise InputError(
+      '--data_placement=device runs on one device: use --parallelism=none, or '
+      '--data_placement=host'
+    )
+  config = resolve_config(dataset, model_name, model_config, config)
   model = make_model(
     model_name, model_config, parallel.axis_name(config.parallelism)
   )
-  try:
-    stream = make_train_stream(
-      dataset,
-      config.batch_size,
-      config.seed,
-      parallel.num_shards(config.parallelism),
-    )
-  except ValueError as error:
-    raise InputError(str(error)) from error
+  num_shards = parallel.num_shards(config.parallelism)
+  stream = _open_stream(dataset, config, num_shards)
+  update = _sizes_of_update(dataset, stream, model.table_width)
+  notes = [update.describe(config.table_update)]
+  if config.table_update == 'rowwise':
+    stream = dataclasses.replace(stream, with_rows=True)
+    if config.l2 or model_config.table_l2:
+      notes.append("the L2 penalty takes the batch's rows of each table only")
   features = dataset.features
   num_steps = stream.steps_per_epoch * config.epochs
   optimizer = make_optimizer(config, num_steps)
   first_batch = parallel.shard_of(stream.batch(0), config.parallelism)
   state = init_state(model, features, optimizer, first_batch, config.seed)
+  train_step = make_train_step(model, features, optimizer, config)
+  device_runner = None
+  if config.data_placement == 'device':
+    device_runner = make_device_runner(stream, train_step)
   return Setup(
     config,
     model,
     stream,
     num_steps,
     state,
-    parallel.compile_train_step(
-      make_train_step(model, features, optimizer, config), config.parallelism
-    ),
+    parallel.compile_train_step(train_step, config.parallelism),
     jax.jit(make_score_step(model, features)),
+    device_runner,
+    tuple(notes),
   )

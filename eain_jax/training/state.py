@@ -1,5 +1,6 @@
 """The state of training: all that a run has learned, and nothing else."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,19 @@ def init_state(
     batch: arrays of one shard, for their shapes.
     seed: of the parameters.
   """
-  table_key, net_key = jax.random.split(jax.random.key(seed))
+  # Compiled, the forward pass, of which shapes alone are needed, is not run.
+  make = jax.jit(functools.partial(_make_state, model, features, optimizer))
+  return make(jax.random.key(seed), batch)
+
+
+def _make_state(
+  model: Model,
+  features: Sequence[Feature],
+  optimizer: optax.GradientTransformation,
+  key: jax.Array,
+  batch: Mapping,
+) -> TrainState:
+  table_key, net_key = jax.random.split(key)
   tables = init_tables(
     table_key, features, model.table_width, model.config.table_stddev
   )

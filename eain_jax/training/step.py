@@ -12,6 +12,12 @@ from eain_jax.data.features import Feature
 from eain_jax.layers.embedding import embed_batch
 from eain_jax.models import Model
 from eain_jax.training.objective import binary_cross_entropy, penalty
+from eain_jax.training.row_update import (
+  rows_of_opt_state,
+  rows_of_params,
+  updated_opt_state,
+  updated_params,
+)
 from eain_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -48,6 +54,13 @@ def make_train_step(
     return jax.lax.pmean(tree, axis_name) if axis_name else tree
 
   def train_step(state: TrainState, batch: Mapping):
+    params, opt_state = state.params, state.opt_state
+    if 'rows' in batch:
+      rows = batch['rows']
+      params = rows_of_params(state.params, rows)
+      opt_state = rows_of_opt_state(
+        optimizer, state.opt_state, state.params, rows
+      )
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     label_RC, weight_RC = batch['label'], batch['weight']
     if config.shuffle_labels:
@@ -77,11 +90,16 @@ def make_train_step(
       return total, (loss, updated.get('stats', {}))
 
     (total, (loss, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params
+      params
     )
     grads, loss, total = mean_over_devices((grads, loss, total))
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params: Any = optax.apply_updates(state.params, updates)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    params: Any = optax.apply_updates(params, updates)
+    if 'rows' in batch:
+      params = updated_params(state.params, rows, params)
+      opt_state = updated_opt_state(
+        optimizer, state.opt_state, state.params, rows, opt_state
+      )
     metrics = {
       'loss': loss,
       'total_loss': total,

@@ -178,7 +178,7 @@ def test_prefetch_keeps_order_and_passes_errors_on():
       raise RuntimeError('seven')
     return {'number': number}
 
-  stream = batches.prefetch(make, 2, 10)
+  stream = batches.prefetch(make, range(2, 10))
   assert [next(stream)['number'] for _ in range(5)] == [2, 3, 4, 5, 6]
   with pytest.raises(RuntimeError, match='seven'):
     next(stream)

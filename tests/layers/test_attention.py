@@ -58,11 +58,14 @@ def additive(params, use_product=False):
   return score
 
 
-def packed(history_BTE, mask_BT, extra=0, order=None):
-  """Only the real events, in one row, then `extra` padding events of junk."""
+def packed(history_BTE, mask_BT, extra=0, order=1):
+  """Only the real events, in one row, then `extra` padding events of junk.
+
+  `order` -1 turns each history around.
+  """
   events, segments = [], []
-  for b in order if order is not None else range(len(history_BTE)):
-    events += list(history_BTE[b][mask_BT[b]])
+  for b in range(len(history_BTE)):
+    events += list(history_BTE[b][mask_BT[b]][::order])
     segments += [b] * int(mask_BT[b].sum())
   junk = np.full((extra, history_BTE.shape[-1]), 1e3)
   segments += [len(history_BTE)] * extra
@@ -75,10 +78,13 @@ def test_pack_histories_keeps_every_event_with_its_example():
     jnp.asarray(history_BTE), jnp.asarray(mask_BT)
   )
   assert segment_N.dtype == jnp.int32
-  for n, (event, segment) in enumerate(zip(history_NE, segment_N, strict=True)):
-    b, t = divmod(n, T)
-    np.testing.assert_allclose(event, history_BTE[b, t], rtol=1e-6)
-    assert segment == (b if mask_BT[b, t] else B)
+  events, segments = packed(history_BTE, mask_BT)
+  count = len(segments)
+  np.testing.assert_allclose(history_NE[:count], events, rtol=1e-6)
+  np.testing.assert_array_equal(segment_N[:count], segments)
+  # Padding comes last: the layers rely on an order of segments.
+  assert len(segment_N) == B * T
+  assert (segment_N[count:] == B).all()
 
 
 def test_segment_softmax_is_equation_1():
@@ -215,7 +221,7 @@ def test_padding_and_order_change_nothing(kind, train):
     lambda *args: module.apply(*args, **kwargs, mutable=['stats'])
   )
   results = []
-  for extra, order in ((0, None), (1, None), (300, [4, 3, 2, 1, 0])):
+  for extra, order in ((0, 1), (1, 1), (300, -1)):
     history_NE, segment_N = packed(history_BTE, mask_BT, extra, order)
     results.append(apply(variables, *as_float32(history_NE), target, segment_N))
   for other in results[1:]:
@@ -280,13 +286,14 @@ def test_factored_first_layer_of_din_is_the_concatenation():
   history_NE, segment_N = packed(history_BTE, mask_BT)
   rng = np.random.default_rng(1)
   kernel = rng.normal(size=(4 * E, H))
-  cotangent = rng.normal(size=(len(segment_N), C, H))
+  cotangent = rng.normal(size=(len(segment_N) * C, H))
 
   def concatenated(history_NE, target_RCE, kernel_4EH):
     q_NCE = target_RCE[segment_N]
     k_NCE = jnp.broadcast_to(history_NE[:, None], q_NCE.shape)
     both = [q_NCE, k_NCE, q_NCE - k_NCE, q_NCE * k_NCE]
-    return jnp.concatenate(both, axis=-1) @ kernel_4EH
+    hidden_NCH = jnp.concatenate(both, axis=-1) @ kernel_4EH
+    return hidden_NCH.reshape(-1, H)
 
   def factored(history_NE, target_RCE, kernel_4EH):
     return attention.activation_unit_hidden(

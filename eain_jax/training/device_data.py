@@ -1,0 +1,236 @@
+"""Batches that a device assembles itself, from columns that it keeps.
+
+The host decides which rows and candidates a step has, as for batches of its
+own, and sends only those numbers; histories, features and the plan of a
+row-wise update are looked up on the device. Many steps then run in one call,
+as a `lax.scan`. Order, negatives and losses are those of batches from the host.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eain_jax.data.batches import TrainStream, size_class
+from eain_jax.data.features import PADDING, Feature
+from eain_jax.data.row_plan import planned_rows
+from eain_jax.errors import InputError
+from eain_jax.training.step import StepFn
+
+INT32_MAX = np.iinfo(np.int32).max
+
+
+@flax.struct.dataclass
+class Columns:
+  """What a device keeps of a part; I items, M history entries, X rows.
+
+  Attributes:
+    item_ids: {feature: int32 [I + 1] or [I + 1, W]}; row 0 is padding.
+    history_item: int32 [M], row of `item_ids` of each history entry.
+    user: int32 [X], the users' ids.
+    context: {feature: int32 [X]}.
+    start: int32 [X], where the row's history begins, newest events kept.
+    end: int32 [X], where it ends.
+    position: int32 [X], the target's index in its user's sequence.
+  """
+
+  item_ids: Mapping[str, Any]
+  history_item: Any
+  user: Any
+  context: Mapping[str, Any]
+  start: Any
+  end: Any
+  position: Any
+
+
+def make_columns(stream: TrainStream) -> Columns:
+  """The columns of a stream's part, in host memory.
+
+  Raises:
+    InputError: the histories have more entries than an int32 can count.
+  """
+  packer, dataset = stream.packer, stream.packer.dataset
+  history = dataset.history_event
+  num_entries = len(dataset.item if history is None else history)
+  if num_entries > INT32_MAX:
+    raise InputError(
+      f'{num_entries:,} history entries are too many for '
+      '--data_placement=device: use host'
+    )
+  rows = np.arange(len(packer.part))
+  event = packer.part.event
+  start, end = packer.history_range(rows)
+  user = dataset.user[event]
+  item = dataset.item if history is None else dataset.item[history]
+  pad = lambda ids: np.pad(ids, [(1, 0)] + [(0, 0)] * (ids.ndim - 1))
+  return Columns(
+    {name: pad(ids) for name, ids in dataset.item_ids.items()},
+    item.astype(np.int32) + 1,
+    dataset.user_ids[user],
+    {name: ids[event] for name, ids in dataset.context_ids.items()},
+    start.astype(np.int32),
+    end.astype(np.int32),
+    (end - dataset.history_start[user]).astype(np.int32),
+  )
+
+
+def _plan(
+  ids_by_feature: Mapping[str, jax.Array], features: Sequence[Feature]
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+  """As `data.row_plan.plan_rows`, by sorting: rows, and local ids."""
+  rows, local = {}, {}
+  for feature in features:
+    ids = ids_by_feature[feature.name]
+    planned = planned_rows(feature, ids.size)
+    padded = jnp.concatenate([jnp.full((1,), PADDING, jnp.int32), ids.ravel()])
+    distinct, place = jnp.unique(
+      padded,
+      size=planned,
+      fill_value=feature.num_rows,
+      return_inverse=True,
+    )
+    # Unused places need numbers of their own, in rising order.
+    unused = distinct >= feature.num_rows
+    beyond = feature.num_rows + jnp.arange(planned, dtype=jnp.int32)
+    rows[feature.name] = jnp.where(unused, beyond, distinct)
+    local[feature.name] = place[1:].reshape(ids.shape).astype(jnp.int32)
+  return rows, local
+
+
+def assemble(
+  columns: Columns,
+  step: Mapping[str, jax.Array],
+  features: Sequence[Feature],
+  num_events: int,
+  with_rows: bool,
+) -> dict:
+  """The batch of one step, as `data.batches` describes it, on the device.
+
+  An item stands once for each time that it occurs: what deduplication saves on
+  a device is less than the sort that it takes.
+
+  Args:
+    columns: of `make_columns`.
+    step: `rows` int32 [R], -1 for padding; `candidates` int32 [R, C], items;
+      `label` and `weight` float32 [R, C].
+    features: of the dataset.
+    num_events: static N, at least the events of the step.
+    with_rows: plan the rows of a row-wise update.
+  """
+  valid_R = step['rows'] >= 0
+  row_R = jnp.maximum(step['rows'], 0)
+  num_requests, num_candidates = step['candidates'].shape
+  start_R = columns.start[row_R]
+  length_R = jnp.where(valid_R, columns.end[row_R] - start_R, 0)
+  after_R = jnp.cumsum(length_R)
+  # Each event belongs to as many requests on as have ended before it.
+  ended_N = jnp.zeros(num_events, jnp.int32).at[after_R].add(1, mode='drop')
+  segment_N = jnp.cumsum(ended_N)
+  own_R = jnp.minimum(segment_N, num_requests - 1)
+  entry_N = (
+    jnp.arange(num_events) - (after_R - length_R)[own_R] + start_R[own_R]
+  )
+  is_event_N = segment_N < num_requests
+  history_N = columns.history_item.at[entry_N].get(mode='clip')
+  target_RC = jnp.where(valid_R[:, None], step['candidates'] + 1, 0)
+  item_U = jnp.concatenate(
+    [
+      jnp.zeros(1, jnp.int32),
+      target_RC.ravel(),
+      jnp.where(is_event_N, history_N, 0),
+    ]
+  )
+  first = 1 + num_requests * num_candidates
+  only_valid = lambda ids: jnp.where(valid_R, ids, PADDING)
+  user_R = only_valid(columns.user[row_R])
+  items = {name: ids[item_U] for name, ids in columns.item_ids.items()}
+  context = {
+    name: only_valid(ids[row_R]) for name, ids in columns.context.items()
+  }
+  batch: dict[str, Any] = {
+    'target': jnp.arange(1, first, dtype=jnp.int32).reshape(target_RC.shape),
+    'history': jnp.where(is_event_N, first + jnp.arange(num_events), 0),
+    'segment': segment_N,
+    'position': jnp.where(valid_R, columns.position[row_R], 0),
+    'row': jnp.arange(num_requests, dtype=jnp.int32),
+    'label': step['label'],
+    'weight': step['weight'],
+  }
+  if with_rows:
+    user = next(f.name for f in features if f.kind == 'user')
+    rows, local = _plan({**items, **context, user: user_R}, features)
+    batch['rows'] = rows
+    user_R = local[user]
+    items = {name: local[name] for name in items}
+    context = {name: local[name] for name in context}
+  return {**batch, 'items': items, 'context': context, 'user': user_R}
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceRunner:
+  """Runs many steps in one call, on columns that stay where they are.
+
+  Attributes:
+    stream: decides rows and candidates; on one device.
+    columns: on the device.
+    run: compiled, `(state, columns, steps, num_events) -> (state, metrics)`.
+  """
+
+  stream: TrainStream
+  columns: Columns
+  run: Any
+
+  def inputs(self, first: int, count: int) -> tuple[dict, int]:
+    """What the host sends for steps [first, first + count), and their N."""
+    stream, packer = self.stream, self.stream.packer
+    size, parts, most = packer.num_requests, [], 0
+    for step in range(first, first + count):
+      rows, items, label, weight = stream.examples(step)
+      start, end = packer.history_range(rows)
+      most = max(most, int(np.sum(end - start)))
+      short = size - len(rows)
+      padded = lambda x, value=0, short=short: np.pad(
+        x, [(0, short)] + [(0, 0)] * (x.ndim - 1), constant_values=value
+      )
+      parts.append(
+        {
+          'rows': padded(rows.astype(np.int32), -1),
+          'candidates': padded(items.astype(np.int32)),
+          'label': padded(label.astype(np.float32)),
+          'weight': padded(weight.astype(np.float32)),
+        }
+      )
+    stacked = {name: np.stack([p[name] for p in parts]) for name in parts[0]}
+    most_events = size * packer.history_length
+    return stacked, size_class(most, packer.base_events, most_events)
+
+  def __call__(self, state, inputs: tuple[dict, int]):
+    """The state after the steps, and their metrics, each [count]."""
+    steps, num_events = inputs
+    return self.run(state, self.columns, steps, num_events)
+
+
+def make_device_runner(stream: TrainStream, train_step: StepFn) -> DeviceRunner:
+  """The runner of a pure, not yet compiled step.
+
+  Raises:
+    InputError: the columns do not suit a device.
+  """
+  features, with_rows = stream.packer.dataset.features, stream.with_rows
+
+  def run(state, columns, steps, num_events):
+    def one(state, step):
+      batch = assemble(columns, step, features, num_events, with_rows)
+      return train_step(state, batch)
+
+    return jax.lax.scan(one, state, steps)
+
+  return DeviceRunner(
+    stream,
+    jax.device_put(make_columns(stream)),
+    jax.jit(run, donate_argnums=0, static_argnums=3),
+  )

@@ -1,0 +1,61 @@
+"""Dense or row-wise updates of the embedding tables: which, and why.
+
+Dense: the optimizer sees whole tables, so moments decay and penalties act on
+every row at every step. Row-wise: it sees the batch's rows alone. For SGD
+without a penalty both are the same; Adam's rows outside of the batch keep their
+moments row-wise, and a penalty (14) acts on the batch's rows alone.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from eain_jax.data.features import Feature
+
+# A value that is gathered, updated and scattered back costs about as much as
+# four that a dense Adam streams through: measured on a CPU, 2.4 to 5.9 for
+# tables of 2 to 20 times the batch's rows. The number is the same on every
+# machine, so that what a run computes does not depend on where it runs.
+ROW_COST = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TableUpdate:
+  """What one step has to update, either way.
+
+  Attributes:
+    table_values: of all tables.
+    planned_values: of the rows that a batch plans.
+  """
+
+  table_values: int
+  planned_values: int
+
+  @property
+  def cheaper(self) -> str:
+    """'dense' or 'rowwise'."""
+    is_rowwise = ROW_COST * self.planned_values < self.table_values
+    return 'rowwise' if is_rowwise else 'dense'
+
+  def describe(self, chosen: str) -> str:
+    """One line for a person: what is done, and what either way costs."""
+    return (
+      f'table update {chosen}: dense touches {self.table_values:,} values a '
+      f'step, row-wise {self.planned_values:,} at {ROW_COST:g} times the cost '
+      f'a value'
+    )
+
+
+def measure_update(
+  features: Sequence[Feature], planned: Mapping[str, int], table_width: int
+) -> TableUpdate:
+  """The sizes of both updates.
+
+  Args:
+    features: of the dataset, one table each.
+    planned: rows that a batch plans, by feature.
+    table_width: W.
+  """
+  return TableUpdate(
+    table_width * sum(feature.num_rows for feature in features),
+    table_width * sum(planned[feature.name] for feature in features),
+  )
