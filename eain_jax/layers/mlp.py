@@ -187,7 +187,7 @@ class MLP(nn.Module):
       valid_B: bool [B], the examples that Dice's statistics count.
       train: drop units, and take Dice's statistics from this batch.
     """
-    parts = [inputs] if hasattr(inputs, 'shape') else inputs
+    parts = inputs if isinstance(inputs, Sequence) else [inputs]
     for number, dim in enumerate(self.hidden_dims):
       x_BH = DenseOfParts(dim, self.compute_dtype, name=f'dense_{number}')(
         parts
