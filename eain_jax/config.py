@@ -194,7 +194,12 @@ class WorkloadConfig(Settings):
   """The shape of the data that a benchmark runs on."""
 
   users: int = setting(192_403, "Rows of the users' table.", at_least=1)
-  items: int = setting(63_001, "Rows of the items' table.", at_least=100)
+  items: int = setting(
+    63_001,
+    "Rows of the items' table.",
+    at_least=100,
+    at_most=2_000_000_000,  # ids are int32
+  )
   history_length: int = setting(50, 'The longest history.', at_least=1)
   mean_length: float = setting(
     10.2, 'Mean length of a history; the median is lower.', at_least=1

@@ -53,6 +53,7 @@ def plan_from_flags() -> Plan:
     config = cli.config_from_flags(BenchmarkConfig)
     workload = cli.config_from_flags(WorkloadConfig)
     train = cli.config_from_flags(TrainConfig)
+    host.limit_cores(config.threads)
   except InputError as error:
     raise cli.FlagError(str(error)) from error
   if DATASET_DIR.value and config.sweep == 'items':
@@ -61,7 +62,6 @@ def plan_from_flags() -> Plan:
     name: cli.model_config_from_flags(name, ignore_unused=len(config.model) > 1)
     for name in config.model
   }
-  host.limit_cores(config.threads)
   if not DATASET_DIR.value:
     return Plan(config, workload, None, models, train)
   return Plan(config, None, open_dataset(DATASET_DIR.value), models, train)

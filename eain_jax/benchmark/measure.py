@@ -20,6 +20,16 @@ from eain_jax.benchmark.subject import Subject, num_examples, signature
 from eain_jax.config import BenchmarkConfig
 from eain_jax.data.batches import prefetch
 
+# Fed steps before the timed ones, at the least: batches that the pipeline made
+# while programs were compiled are used up by then.
+DRAIN_STEPS = 8
+
+
+def num_fed_steps(config: BenchmarkConfig) -> tuple[int, int]:
+  """Untimed fed steps, and all of them."""
+  untimed = max(config.warmup, DRAIN_STEPS)
+  return untimed, untimed + config.steps
+
 
 def summarize(
   seconds: Sequence[float], examples: Sequence[int], windows: int
@@ -87,7 +97,7 @@ class Batches:
   def __init__(self, subject: Subject, config: BenchmarkConfig):
     self.first, self.by_signature, speed = [], {}, []
     times: collections.Counter = collections.Counter()
-    for number in range(max(config.batches, config.warmup + config.steps)):
+    for number in range(max(config.batches, num_fed_steps(config)[1])):
       start = time.perf_counter()
       batch = subject.stream.batch(number)
       seconds = time.perf_counter() - start
@@ -167,9 +177,9 @@ def measure_end_to_end(
   batch when no step was running any more by the time it came: at most so much
   could a faster pipeline gain.
   """
-  total = config.warmup + config.steps
+  untimed, total = num_fed_steps(config)
   source = prefetch(subject.stream.batch, 0, total)
-  for _ in range(config.warmup):
+  for _ in range(untimed):
     outputs = subject.run(next(source))
   jax.block_until_ready(outputs)
   waited, finished = 0.0, []
@@ -189,9 +199,7 @@ def measure_end_to_end(
     jax.block_until_ready(previous)
     finished.append(time.perf_counter())
   source.close()
-  examples = [
-    num_examples(subject.stream, n) for n in range(config.warmup, total)
-  ]
+  examples = [num_examples(subject.stream, n) for n in range(untimed, total)]
   return {
     **summarize(np.diff([begin, *finished]).tolist(), examples, config.repeats),
     'cpu_ms': 1e3 * clock.cpu / config.steps,

@@ -1,10 +1,14 @@
 """Whether a state fits into memory, before anything is allocated."""
 
+import dataclasses
+
 import jax
 
 from eain_jax.benchmark import host
-from eain_jax.config import ModelConfig, TrainConfig
+from eain_jax.config import ModelConfig, TrainConfig, WorkloadConfig
 from eain_jax.data.dataset import Dataset
+from eain_jax.data.features import NUM_RESERVED
+from eain_jax.data.workload import make_workload
 from eain_jax.errors import InputError
 from eain_jax.training.setup import set_up
 from eain_jax.training.state import num_parameters
@@ -32,21 +36,47 @@ def state_bytes(
   return num_parameters(state.params), size(state) + gradient
 
 
+# Bytes an item that `make_workload` needs at its peak: ids and their drawing.
+WORKLOAD_BYTES = 48
+
+
+def tables_of(workload: WorkloadConfig) -> Dataset:
+  """A dataset with the tables of a workload, but hardly any items.
+
+  It tells the shapes of a state, and is made in no time at any size.
+  """
+  small = make_workload(dataclasses.replace(workload, items=100))
+  rows = workload.items + NUM_RESERVED
+  features = tuple(
+    dataclasses.replace(f, num_rows=rows) if f.name == 'item' else f
+    for f in small.features
+  )
+  return dataclasses.replace(small, features=features)
+
+
 def check_memory(
   dataset: Dataset,
   model_name: str,
   model_config: ModelConfig,
   config: TrainConfig,
   mode: str,
+  *,
+  makes_data: bool = False,
 ) -> None:
-  """Raises InputError, with both numbers, where a state cannot fit."""
+  """Raises InputError, with both numbers, where a state cannot fit.
+
+  `makes_data`: a workload of that many items will be made beside it.
+  """
   parameters, needed = state_bytes(
     dataset, model_name, model_config, config, mode
   )
+  items = next(f.num_rows for f in dataset.features if f.name == 'item')
+  if makes_data and jax.local_devices()[0].platform == 'cpu':
+    needed += WORKLOAD_BYTES * items
   available = host.available_bytes()
   if available is not None and needed > available:
     raise InputError(
-      f'{model_name} with {dataset.num_items:,} items has {parameters:,} '
-      f'parameters and needs {needed / 1e9:.1f} GB with its optimizer; '
-      f'{available / 1e9:.1f} GB of memory are free'
+      f'{model_name} with {items - NUM_RESERVED:,} items has {parameters:,} '
+      f'parameters and needs {needed / 1e9:.1f} GB to {mode}, optimizer and '
+      f'data included; {available / 1e9:.1f} GB of memory are free'
     )

@@ -114,7 +114,8 @@ def write_raw_files(
   """Writes reviews and metadata; the paths of both. A pure function of seed."""
   rng = np.random.default_rng(seed)
   words = _words(rng)
-  num_items = max(100, round(num_reviews / REVIEWS_AN_ITEM))
+  # No user may have had nearly all of them, for want of negatives.
+  num_items = max(500, round(num_reviews / REVIEWS_AN_ITEM))
   paths = (folder / 'reviews.json', folder / 'meta.json')
   lines = (
     _review_lines(rng, words, num_reviews, num_items),

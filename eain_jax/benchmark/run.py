@@ -1,6 +1,7 @@
 """The benchmark: a row for every model, mode and value of the sweep."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,7 @@ from eain_jax.benchmark.measure import (
   measure_step,
   shares_of_ceilings,
 )
-from eain_jax.benchmark.memory import check_memory
+from eain_jax.benchmark.memory import check_memory, tables_of
 from eain_jax.benchmark.subject import Subject
 from eain_jax.benchmark.trace import top_operations
 from eain_jax.config import (
@@ -58,21 +59,44 @@ class Plan:
   train: TrainConfig
 
 
-def _points(plan: Plan) -> Iterator[tuple[int | None, Dataset, TrainConfig]]:
-  """The sweep's value, dataset and training settings of each point."""
+def _points(plan: Plan) -> Iterator[Plan]:
+  """The plan of each value of the sweep, or the plan itself."""
   sweep = plan.config.sweep
-  values = plan.config.sweep_values or SWEEP_VALUES.get(sweep, (None,))
-  dataset = plan.dataset
-  for value in values:
-    workload, train = plan.workload, plan.train
-    if sweep == 'items' and workload:
-      workload = dataclasses.replace(workload, items=value)
+  for value in plan.config.sweep_values or SWEEP_VALUES.get(sweep, ()):
     if sweep == 'batch_size':
-      train = dataclasses.replace(train, batch_size=value)
-    if workload and (dataset is None or sweep == 'items'):
-      dataset = make_workload(workload)
-    assert dataset is not None
-    yield value, dataset, train
+      train = dataclasses.replace(plan.train, batch_size=value)
+      yield dataclasses.replace(plan, train=train)
+    elif plan.workload:
+      workload = dataclasses.replace(plan.workload, items=value)
+      yield dataclasses.replace(plan, workload=workload)
+  if sweep == 'none':
+    yield plan
+
+
+def _place(plan: Plan) -> dict[str, int]:
+  """Where in the sweep a plan stands."""
+  match plan.config.sweep:
+    case 'items' if plan.workload:
+      return {'items': plan.workload.items}
+    case 'batch_size':
+      return {'batch_size': plan.train.batch_size}
+  return {}
+
+
+class _Data:
+  """The data of a plan, made when the first row needs it.
+
+  A workload of too many items must be refused before it fills the memory.
+  """
+
+  def __init__(self, plan: Plan):
+    self._workload, self._made = plan.workload, plan.dataset
+    self.tables = plan.dataset or tables_of(plan.workload or WorkloadConfig())
+
+  def __call__(self) -> Dataset:
+    if self._made is None:
+      self._made = make_workload(self._workload or WorkloadConfig())
+    return self._made
 
 
 def _device_memory() -> dict[str, int] | None:
@@ -101,12 +125,10 @@ def machine() -> dict[str, Any]:
 
 
 def measure_row(
-  dataset: Dataset,
+  point: Plan,
+  data: _Data,
   model: str,
-  model_config: ModelConfig,
-  train: TrainConfig,
   mode: str,
-  config: BenchmarkConfig,
   ceilings: Mapping[str, float],
   trace_dir: Path | None,
 ) -> dict[str, Any]:
@@ -116,9 +138,18 @@ def measure_row(
     InputError: it needs more memory than there is, or the batch does not suit
       the devices.
   """
+  config, model_config = point.config, point.models[model]
   host.reset_peak_rss()
-  check_memory(dataset, model, model_config, train, mode)
-  subject = Subject(dataset, model, model_config, train, mode)
+  check_memory(
+    data.tables,
+    model,
+    model_config,
+    point.train,
+    mode,
+    makes_data=point.workload is not None,
+  )
+  dataset = data()
+  subject = Subject(dataset, model, model_config, point.train, mode)
   batches = Batches(subject, config)
   compiled = compile_all(subject, batches)
   hlo = compiled.pop('hlo')
@@ -185,35 +216,32 @@ def run_benchmark(
     )
   if not config.modes:
     return result
-  for value, dataset, train in _points(plan):
-    for model, model_config in plan.models.items():
-      for mode in config.modes:
-        place = {} if value is None else {config.sweep: value}
-        title = ' '.join(
-          [model, mode, *(f'{name} {n:,}' for name, n in place.items())]
-        )
-        report(title)
-        try:
-          row = measure_row(
-            dataset,
-            model,
-            model_config,
-            train,
-            mode,
-            config,
-            result['ceilings'],
-            trace_dir / title.replace(' ', '-') if trace_dir else None,
-          )
-        except InputError as error:
-          if config.sweep == 'none':
+  # All of them now: a value that no workload takes must not end a long run.
+  for point in list(_points(plan)):
+    data, place = _Data(point), _place(point)
+    for model, mode in itertools.product(plan.models, config.modes):
+      title = ' '.join(
+        [model, mode, *(f'{name} {n:,}' for name, n in place.items())]
+      )
+      report(title)
+      folder = trace_dir / title.replace(' ', '-') if trace_dir else None
+      try:
+        row = measure_row(point, data, model, mode, result['ceilings'], folder)
+      except (InputError, jax.errors.JaxRuntimeError) as error:
+        reason = str(error)
+        if not isinstance(error, InputError):
+          if 'RESOURCE_EXHAUSTED' not in reason:
             raise
-          report(f'{title} is left out: {error}')
-          result['skipped'].append(
-            {'model': model, 'mode': mode, **place, 'reason': str(error)}
-          )
-          continue
-        result['rows'].append(row)
-        save(result)
+          reason = f'{title} does not fit into the memory of the device'
+        if config.sweep == 'none':
+          raise InputError(reason) from error
+        report(f'{title} is left out: {reason}')
+        result['skipped'].append(
+          {'model': model, 'mode': mode, **place, 'reason': reason}
+        )
+        continue
+      result['rows'].append(row)
+      save(result)
   if not result['rows']:
     raise InputError(f'no row was measured: {result["skipped"][0]["reason"]}')
   return result

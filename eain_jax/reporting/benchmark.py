@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -34,16 +34,18 @@ _MODE_TITLES = {'train': 'Training', 'score': 'Scoring'}
 
 
 def _number(value: float | None) -> str:
-  """Three significant digits; whole numbers with separators."""
+  """Three significant digits; millions as such, so that a row fits."""
   if value is None or math.isnan(value):
     return document.ABSENT
+  if abs(value) >= 1e6:
+    return f'{value / 1e6:.3g}M'
   if abs(value) >= 100:
     return f'{value:,.0f}'
   return f'{value:.3g}'
 
 
 def _percent(share: float | None) -> str:
-  return document.ABSENT if share is None else f'{100 * share:.3g} %'
+  return document.ABSENT if share is None else f'{100 * share:.1f} %'
 
 
 def _table(title: str, columns: tuple[str, ...], num_text: int) -> Table:
@@ -63,14 +65,24 @@ def _table(title: str, columns: tuple[str, ...], num_text: int) -> Table:
   return table
 
 
+def _whole(value: float) -> str:
+  return f'{value / 1e6:g}M' if value >= 1e6 else f'{value:,g}'
+
+
+def _varied(result: Mapping[str, Any]) -> str:
+  """The key of a row that a sweep varies; the batch where there is none."""
+  swept = result['settings']['benchmark']['sweep']
+  return 'items' if swept == 'items' else 'batch'
+
+
 def _speed_table(result: Mapping[str, Any]) -> Table:
-  sweeps_items = result['settings']['benchmark']['sweep'] == 'items'
+  varied = _varied(result)
   table = _table(
     f'Speed ({result["device_kind"]}, {result["threads"]} core(s))',
     (
       'model',
       'mode',
-      'items' if sweeps_items else 'batch',
+      varied,
       'ex/s',
       'step ms',
       'quartiles',
@@ -86,7 +98,7 @@ def _speed_table(result: Mapping[str, Any]) -> Table:
     table.add_row(
       row['model'],
       row['mode'],
-      f'{row["items" if sweeps_items else "batch"]:,}',
+      _whole(row[varied]),
       _number(row['ex_s']),
       _number(row['step_ms']),
       f'{_number(row["step_ms_q1"])}-{_number(row["step_ms_q3"])}',
@@ -99,12 +111,14 @@ def _speed_table(result: Mapping[str, Any]) -> Table:
 
 
 def _program_table(result: Mapping[str, Any]) -> Table:
+  varied = _varied(result)
   table = _table(
     'Program',
     (
       'model',
       'mode',
-      'params M',
+      varied,
+      'params',
       'compile s',
       'GFLOP',
       'of max',
@@ -120,7 +134,8 @@ def _program_table(result: Mapping[str, Any]) -> Table:
     table.add_row(
       row['model'],
       row['mode'],
-      _number(row['parameters'] / 1e6),
+      _whole(row[varied]),
+      _number(row['parameters']),
       _number(row['compile_s']),
       _number(giga(program['matmul_flops'])),
       _percent(row['share_of_matmul_ceiling']),
@@ -254,8 +269,7 @@ def sweep_figure(result: Mapping[str, Any]) -> Figure:
 
   The band is from the slowest to the fastest window of steps.
   """
-  sweep = result['settings']['benchmark']['sweep']
-  key = {'items': 'items', 'batch_size': 'batch'}[sweep]
+  key = _varied(result)
   modes = list(dict.fromkeys(row['mode'] for row in result['rows']))
   models = list(dict.fromkeys(row['model'] for row in result['rows']))
   figure = Figure(
@@ -264,7 +278,7 @@ def sweep_figure(result: Mapping[str, Any]) -> Figure:
     layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12),
   )
   panels = figure.subplots(1, len(modes), squeeze=False)[0]
-  whole = FuncFormatter(lambda value, _: f'{value:,.0f}')
+  short = FuncFormatter(lambda value, _: _whole(value))
   for axes, mode in zip(panels, modes, strict=True):
     plots.style_axes(axes, _MODE_TITLES[mode], 'examples/s', 'higher is better')
     for model in models:
@@ -294,12 +308,16 @@ def sweep_figure(result: Mapping[str, Any]) -> Figure:
         label=NAMES.get(model, model),
       )
     axes.set_xscale('log')
-    axes.set_ylim(bottom=0)
+    if len(models) == 1:
+      axes.set_ylim(bottom=0)
+    else:  # A linear model is a hundred times as fast as a deep one.
+      axes.set_yscale('log')
+      axes.yaxis.set_minor_formatter(NullFormatter())
     places = sorted({row[key] for row in result['rows']})
     axes.set_xticks(places)
-    axes.xaxis.set_major_formatter(whole)
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(whole)
+    axes.xaxis.set_major_formatter(short)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(short)
     axes.set_xlabel(
       'items' if key == 'items' else 'examples a batch',
       fontsize=9.5,
