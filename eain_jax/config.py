@@ -194,7 +194,12 @@ class WorkloadConfig(Settings):
   """The shape of the data that a benchmark runs on."""
 
   users: int = setting(192_403, "Rows of the users' table.", at_least=1)
-  items: int = setting(63_001, "Rows of the items' table.", at_least=100)
+  items: int = setting(
+    63_001,
+    "Rows of the items' table.",
+    at_least=100,
+    at_most=2_000_000_000,  # ids are int32
+  )
   history_length: int = setting(50, 'The longest history.', at_least=1)
   mean_length: float = setting(
     10.2, 'Mean length of a history; the median is lower.', at_least=1
@@ -204,6 +209,9 @@ class WorkloadConfig(Settings):
     'Sampled negatives a request, which share its history; 0: labelled '
     'examples, each with a history of its own.',
     at_least=0,
+  )
+  sequences: int = setting(
+    200_000, 'Histories, each of one labelled example.', at_least=1
   )
   seed: int = setting(0, 'Of the data.', at_least=0)
 
@@ -449,3 +457,69 @@ class TrainConfig(Settings):
   seed: int = setting(
     0, 'Of parameters, order, negatives, dropout.', at_least=0
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig(Settings):
+  """What is measured, and for how long."""
+
+  model: tuple[str, ...] = setting(
+    ('din',), 'Models: lr, mf, dnn, din, deepfm, eain.'
+  )
+  modes: tuple[str, ...] = setting(
+    ('train', 'score'), 'train: the training step. score: scoring alone.'
+  )
+  steps: int = setting(40, 'Timed steps, of each kind.', at_least=1)
+  warmup: int = setting(10, 'Untimed steps before them.', at_least=1)
+  repeats: int = setting(
+    8, 'Windows that the timed steps are cut into.', at_least=1
+  )
+  batches: int = setting(
+    16, 'Batches that are made beforehand, and cycled.', at_least=1
+  )
+  threads: int = setting(
+    0, 'CPU cores that the process may use (Linux); 0: all.', at_least=0
+  )
+  sweep: str = setting(
+    'none',
+    'Repeats everything over values of a setting, and draws it.',
+    choices=('none', 'items', 'batch_size'),
+  )
+  sweep_values: tuple[int, ...] = setting(
+    (),
+    'Of --sweep; by default 10_000 to 10_000_000 items, or batches of 256 to '
+    '16_384.',
+    at_least=1,
+  )
+  ceilings: bool = setting(
+    True, "Measure the machine's matrix product and memory bandwidth first."
+  )
+  profile: bool = setting(
+    False, 'Trace 5 steps of each row, and list the longest operations.'
+  )
+  prepare: bool = setting(
+    False, 'Measure the preparation of synthetic Amazon files as well.'
+  )
+  prepare_reviews: int = setting(
+    100_000, 'Reviews in those files.', at_least=1_000
+  )
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not self.modes and not self.prepare:
+      raise InputError('modes= and noprepare leave nothing to measure')
+    for name, known in (
+      ('model', tuple(MODEL_CONFIGS)),
+      ('modes', ('train', 'score')),
+    ):
+      for value in getattr(self, name):
+        if value not in known:
+          raise InputError(f'{name}={value} is unknown: {", ".join(known)}')
+    if self.modes and not self.model:
+      raise InputError('model= names no model')
+    if self.repeats > self.steps:
+      raise InputError(
+        f'repeats={self.repeats} windows need as many steps, steps={self.steps}'
+      )
+    if self.sweep_values and self.sweep == 'none':
+      raise InputError('sweep_values needs sweep=items or sweep=batch_size')

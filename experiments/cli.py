@@ -6,7 +6,7 @@ Exit codes: 0 success; 1 bad input, with one sentence; 2 bad flags.
 import dataclasses
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -60,11 +60,18 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
     ) from error
 
 
-def define_config(config: type[Settings]) -> None:
-  """Defines a flag for every field of a config."""
+def define_config(
+  config: type[Settings], *, shared: Sequence[str] = (), **defaults: Any
+) -> None:
+  """Defines a flag for every field of a config.
+
+  Names in `shared` are flags of another config already, one flag for both.
+  `defaults` are this binary's own, where they differ.
+  """
   for field, kind in _fields(config):
-    help_text = field.metadata['help']
-    _define(field.name, kind, field.default, field, help_text)
+    if field.name not in shared:
+      default = defaults.get(field.name, field.default)
+      _define(field.name, kind, default, field, field.metadata['help'])
 
 
 def config_from_flags(config: type[Settings], **given: Any) -> Any:
@@ -77,8 +84,11 @@ def config_from_flags(config: type[Settings], **given: Any) -> Any:
   return config(**values, **given)
 
 
-def define_models() -> None:
-  """Defines a flag for every setting of any model, unset by default."""
+def define_models(**own_defaults: Any) -> None:
+  """Defines a flag for every setting of any model, unset by default.
+
+  `own_defaults` are this binary's, for all models that have the setting.
+  """
   owners: dict[str, list[str]] = {}
   fields = {}
   for model, config in MODEL_CONFIGS.items():
@@ -91,7 +101,9 @@ def define_models() -> None:
       model: MODEL_CONFIGS[model].__dataclass_fields__[name].default
       for model in models
     }
-    if len({repr(default) for default in defaults.values()}) == 1:
+    if name in own_defaults:
+      default_text = str(own_defaults[name])
+    elif len({repr(default) for default in defaults.values()}) == 1:
       default_text = str(field.default)
     else:
       default_text = str(defaults)
@@ -99,7 +111,7 @@ def define_models() -> None:
     help_text = (
       f'{field.metadata["help"]} Models: {used_by}. Default: {default_text}.'
     )
-    _define(name, kind, None, field, help_text)
+    _define(name, kind, own_defaults.get(name), field, help_text)
 
 
 def model_config_from_flags(
@@ -122,7 +134,7 @@ def model_config_from_flags(
       continue
     if name in own:
       values[name] = _convert(name, own[name], value)
-    elif not ignore_unused:
+    elif FLAGS[name].present and not ignore_unused:
       raise FlagError(f'--{name} is not a setting of --model={model}')
   return config(**values)
 

@@ -17,7 +17,6 @@ from eain_jax.data.features import NUM_RESERVED, Feature
 
 NUM_CATEGORIES, NUM_INTERESTS = 801, 40
 CONTEXT_VALUES = {'hour': 24, 'weekday': 7, 'brand': 3_000, 'price': 20}
-NUM_SEQUENCES = 200_000
 LENGTH_SIGMA = 0.9
 POSITIVE_SHARE = 0.35
 
@@ -60,24 +59,24 @@ def _draw_items(
 def make_workload(config: WorkloadConfig) -> Dataset:
   """The dataset; it lives in memory alone and has no files.
 
-  200,000 sequences, each the history of one labelled example, its last event
+  `sequences` of them, each the history of one labelled example, its last event
   (with `negatives`, of one request: the event and that many sampled items).
   """
   rng = np.random.default_rng(config.seed)
   length = _lengths(
-    rng, NUM_SEQUENCES, config.mean_length, config.history_length
+    rng, config.sequences, config.mean_length, config.history_length
   )
   start = np.concatenate([[0], np.cumsum(length + 1)])
-  sequence = np.repeat(np.arange(NUM_SEQUENCES, dtype=np.int32), length + 1)
-  interest = rng.integers(0, NUM_INTERESTS, NUM_SEQUENCES)[sequence]
+  sequence = np.repeat(np.arange(config.sequences, dtype=np.int32), length + 1)
+  interest = rng.integers(0, NUM_INTERESTS, config.sequences)[sequence]
   item = _draw_items(rng, interest, config.items)
   is_next_item = config.negatives > 0
-  label = (rng.random(NUM_SEQUENCES) < POSITIVE_SHARE) | is_next_item
+  label = (rng.random(config.sequences) < POSITIVE_SHARE) | is_next_item
   last = start[1:] - 1
   part = Part(
     last,
     last,
-    np.arange(NUM_SEQUENCES, dtype=np.int32),
+    np.arange(config.sequences, dtype=np.int32),
     label.astype(np.int8),
   )
   ids = lambda high, size: rng.integers(
@@ -97,7 +96,7 @@ def make_workload(config: WorkloadConfig) -> Dataset:
   prepare_config = PrepareConfig(
     history_length=config.history_length, negatives=max(1, config.negatives)
   )
-  examples = NUM_SEQUENCES * (1 + config.negatives)
+  examples = config.sequences * (1 + config.negatives)
   positives = int(label.sum())
   counts = {'positives': positives, 'examples': examples}
   return Dataset(
@@ -113,7 +112,7 @@ def make_workload(config: WorkloadConfig) -> Dataset:
     item=item,
     timestamp=np.zeros(len(item), np.int64),
     context_ids={n: ids(v, len(item)) for n, v in CONTEXT_VALUES.items()},
-    user_ids=ids(config.users, NUM_SEQUENCES),
+    user_ids=ids(config.users, config.sequences),
     item_ids={
       'item': np.arange(config.items, dtype=np.int32) + NUM_RESERVED,
       'category': ids(NUM_CATEGORIES, config.items),

@@ -70,7 +70,13 @@ def _mean_curve(curves: Sequence[Curve]) -> Curve:
   }
 
 
-def _style_axes(axes: Axes, title: str, label: str, hint: str) -> None:
+def style_of(model: str) -> tuple[str, str]:
+  """The colour and the marker of a model, the same in every figure."""
+  return _STYLES.get(model, _OTHER_STYLE)
+
+
+def style_axes(axes: Axes, title: str, label: str, hint: str) -> None:
+  """A panel with its title, the unit of y, and how to read it."""
   axes.set_title(title, loc='left', fontsize=12, color=_TEXT, weight='bold')
   axes.set_title(hint, loc='right', fontsize=8.5, color=_MUTED)
   axes.set_ylabel(label, fontsize=9.5, color=_TEXT)
@@ -92,7 +98,7 @@ def _by_model(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 def _draw_model(axes: Axes, model: str, curves: Sequence[Curve]) -> None:
   """A line a seed, thin, and their mean; with one seed that line alone."""
-  color, marker = _STYLES.get(model, _OTHER_STYLE)
+  color, marker = style_of(model)
   width = 2.6 if model == 'eain' else 1.7
   order = 4 if model == 'eain' else 3
   if len(curves) > 1:
@@ -138,7 +144,7 @@ def training_figure(
   for axes, (metric, title, label, hint) in zip(
     panels.flat, _PANELS, strict=True
   ):
-    _style_axes(axes, title, label, hint)
+    style_axes(axes, title, label, hint)
     for model, group in groups.items():
       curves = [
         _training_curve(run.records)
@@ -167,8 +173,8 @@ def training_figure(
     Line2D(
       [],
       [],
-      color=_STYLES.get(model, _OTHER_STYLE)[0],
-      marker=_STYLES.get(model, _OTHER_STYLE)[1],
+      color=style_of(model)[0],
+      marker=style_of(model)[1],
       lw=2.2,
       label=NAMES.get(model, model),
     )
@@ -201,7 +207,7 @@ def auc_figure(table: Mapping[str, Any]) -> Figure:
   )
   axes = figure.subplots()
   for place, row in enumerate(rows):
-    color, _ = _STYLES.get(row['model'], _OTHER_STYLE)
+    color, _ = style_of(row['model'])
     mean, ci95 = row['auc']['mean'], row['auc']['ci95']
     if ci95 is None:
       ci95 = row['auc_sampling_ci95'][0]

@@ -1,0 +1,1 @@
+"""How fast training and scoring run, and how near that is to the machine."""

@@ -1,0 +1,337 @@
+"""How a benchmark shows: tables on a terminal, a picture of a sweep."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from eain_jax.reporting import document, plots
+from eain_jax.reporting.claims import NAMES
+from eain_jax.reporting.console import console
+
+_LAST_LINE = (
+  'model',
+  'mode',
+  'batch',
+  'ex_s',
+  'ex_s_min',
+  'ex_s_max',
+  'step_ms',
+  'cpu_ms',
+  'threads',
+  'others_cpu',
+  'peak_rss_mb',
+)
+_MODE_TITLES = {'train': 'Training', 'score': 'Scoring'}
+
+
+def _number(value: float | None) -> str:
+  """Three significant digits; millions as such, so that a row fits."""
+  if value is None or math.isnan(value):
+    return document.ABSENT
+  if abs(value) >= 1e6:
+    return f'{value / 1e6:.3g}M'
+  if abs(value) >= 100:
+    return f'{value:,.0f}'
+  return f'{value:.3g}'
+
+
+def _percent(share: float | None) -> str:
+  return document.ABSENT if share is None else f'{100 * share:.1f} %'
+
+
+def _table(title: str, columns: tuple[str, ...], num_text: int) -> Table:
+  table = Table(
+    title=title,
+    title_justify='left',
+    title_style='bold',
+    header_style='bold',
+    box=None,
+    pad_edge=False,
+    padding=(0, 1, 0, 0),
+  )
+  for place, name in enumerate(columns):
+    table.add_column(
+      name, justify='left' if place < num_text else 'right', no_wrap=True
+    )
+  return table
+
+
+def _whole(value: float) -> str:
+  return f'{value / 1e6:g}M' if value >= 1e6 else f'{value:,g}'
+
+
+def _varied(result: Mapping[str, Any]) -> str:
+  """The key of a row that a sweep varies; the batch where there is none."""
+  swept = result['settings']['benchmark']['sweep']
+  return 'items' if swept == 'items' else 'batch'
+
+
+def _speed_table(result: Mapping[str, Any]) -> Table:
+  varied = _varied(result)
+  table = _table(
+    f'Speed ({result["device_kind"]}, {result["threads"]} core(s))',
+    (
+      'model',
+      'mode',
+      varied,
+      'ex/s',
+      'step ms',
+      'quartiles',
+      'CPU ms',
+      'fed ex/s',
+      'waits',
+      'RSS MB',
+    ),
+    2,
+  )
+  for row in result['rows']:
+    fed = row['end_to_end']
+    table.add_row(
+      row['model'],
+      row['mode'],
+      _whole(row[varied]),
+      _number(row['ex_s']),
+      _number(row['step_ms']),
+      f'{_number(row["step_ms_q1"])}-{_number(row["step_ms_q3"])}',
+      _number(row['cpu_ms']),
+      _number(fed['ex_s']),
+      _percent(fed['input_wait_share']),
+      _number(row['peak_rss_mb']),
+    )
+  return table
+
+
+def _program_table(result: Mapping[str, Any]) -> Table:
+  varied = _varied(result)
+  table = _table(
+    'Program',
+    (
+      'model',
+      'mode',
+      varied,
+      'params',
+      'compile s',
+      'GFLOP',
+      'of max',
+      'GB',
+      'of max',
+      'input ex/s',
+    ),
+    2,
+  )
+  for row in result['rows']:
+    program = row['program']
+    giga = lambda value: None if value is None else value / 1e9
+    table.add_row(
+      row['model'],
+      row['mode'],
+      _whole(row[varied]),
+      _number(row['parameters']),
+      _number(row['compile_s']),
+      _number(giga(program['matmul_flops'])),
+      _percent(row['share_of_matmul_ceiling']),
+      _number(giga(program['bytes_accessed'])),
+      _percent(row['share_of_memory_ceiling']),
+      _number(row['input_examples_per_second']),
+    )
+  return table
+
+
+def _notes(result: Mapping[str, Any]) -> list[str]:
+  notes = []
+  ceilings = result['ceilings']
+  if ceilings:
+    products = ', '.join(
+      f'{_number(value / 1e9)} GFLOP/s ({name.removeprefix("matmul_")})'
+      for name, value in ceilings.items()
+      if name != 'memory'
+    )
+    memory = _number(ceilings['memory'] / 1e9)
+    notes.append(f'Ceilings, measured here: {products}, {memory} GB/s.')
+  for row in result['rows']:
+    title = f'{row["model"]} {row["mode"]}'
+    late = row['timed_compilations'] + row['end_to_end']['timed_compilations']
+    if late:
+      notes.append(
+        f'{title}: {late} program(s) were compiled while time was taken: its '
+        'figures are too slow.'
+      )
+    if (row['others_cpu'] or 0) > 0.15:
+      notes.append(
+        f'{title}: other processes kept {row["others_cpu"]:.2f} core(s) busy: '
+        'trust CPU time more than wall time.'
+      )
+  for skipped in result['skipped']:
+    notes.append(f'Left out: {skipped["reason"]}.')
+  return notes
+
+
+def _origin(scope: str) -> str:
+  """jit(step)/transpose(jvp(DIN))/mlp/dot: gradient of mlp/dot."""
+  scope = re.sub(r'^.*?jit\([^()]*\)/', '', scope)
+  scope = re.sub(r'transpose\(jvp\(\w*\)\)/', 'gradient of ', scope)
+  return re.sub(r'jvp\(\w*\)/', '', scope) or document.ABSENT
+
+
+def _operations_table(row: Mapping[str, Any]) -> Table:
+  table = _table(
+    f'Top operations, {row["model"]} {row["mode"]}',
+    ('operation', 'from', 'ms a step', 'share'),
+    2,
+  )
+  # On 80 columns the figures stay; the JSON has the names in full.
+  table.columns[0].max_width, table.columns[1].max_width = 24, 40
+  for operation in row['top_operations']:
+    table.add_row(
+      Text(operation['name']),
+      Text(_origin(operation['scope'])),
+      _number(operation['ms']),
+      _percent(operation['share']),
+    )
+  return table
+
+
+def _preparation_table(values: Mapping[str, Any]) -> Table:
+  table = _table(
+    'Preparation',
+    ('reviews', 'MB', 'wall s', 'CPU s', 'reviews/s', 'MB/s', 'RSS MB'),
+    0,
+  )
+  table.add_row(
+    f'{values["lines"]:,}',
+    _number(values['megabytes']),
+    _number(values['wall_s']),
+    _number(values['cpu_s']),
+    _number(values['reviews_per_second']),
+    _number(values['megabytes_per_second']),
+    _number(values['peak_rss_mb']),
+  )
+  return table
+
+
+def benchmark_on_console(result: Mapping[str, Any]) -> list[RenderableType]:
+  """Tables and notes of a benchmark, in the order in which they are shown.
+
+  Args:
+    result: the content of `benchmark.json`.
+  """
+  blocks: list[RenderableType] = []
+  if result['rows']:
+    blocks += [_speed_table(result), '', _program_table(result), '']
+  for row in result['rows']:
+    if 'top_operations' in row:
+      blocks += [_operations_table(row), '']
+  if 'preparation' in result:
+    blocks += [_preparation_table(result['preparation']), '']
+  return blocks + [Text(note, 'dim') for note in _notes(result)]
+
+
+def last_line(result: Mapping[str, Any]) -> dict[str, Any]:
+  """What a paired runner reads: the last row, or else the preparation."""
+  if not result['rows']:
+    return dict(result['preparation'])
+  return {name: result['rows'][-1][name] for name in _LAST_LINE}
+
+
+class BenchmarkDisplay:
+  """Says what is being measured: a spinner on a terminal, lines elsewhere."""
+
+  def __init__(self):
+    self._status = console.status('') if console.is_terminal else None
+
+  def __enter__(self) -> 'BenchmarkDisplay':
+    if self._status:
+      self._status.start()
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    if self._status:
+      self._status.stop()
+
+  def __call__(self, text: str) -> None:
+    if self._status:
+      self._status.update(Text(text))
+    else:
+      console.print(Text(text), soft_wrap=True)
+
+
+def sweep_figure(result: Mapping[str, Any]) -> Figure:
+  """Examples per second over the sweep's values, a panel a mode.
+
+  The band is from the slowest to the fastest window of steps.
+  """
+  key = _varied(result)
+  modes = list(dict.fromkeys(row['mode'] for row in result['rows']))
+  models = list(dict.fromkeys(row['model'] for row in result['rows']))
+  figure = Figure(
+    figsize=(5.6 * len(modes), 4.4),
+    facecolor='white',
+    layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12),
+  )
+  panels = figure.subplots(1, len(modes), squeeze=False)[0]
+  short = FuncFormatter(lambda value, _: _whole(value))
+  for axes, mode in zip(panels, modes, strict=True):
+    plots.style_axes(axes, _MODE_TITLES[mode], 'examples/s', 'higher is better')
+    for model in models:
+      rows = sorted(
+        (r for r in result['rows'] if (r['model'], r['mode']) == (model, mode)),
+        key=lambda row: row[key],
+      )
+      place = [row[key] for row in rows]
+      color, marker = plots.style_of(model)
+      axes.fill_between(
+        place,
+        [row['ex_s_min'] for row in rows],
+        [row['ex_s_max'] for row in rows],
+        color=color,
+        alpha=0.15,
+        lw=0,
+      )
+      axes.plot(
+        place,
+        [row['ex_s'] for row in rows],
+        color=color,
+        marker=marker,
+        ms=5,
+        mec='white',
+        mew=0.6,
+        lw=1.8,
+        label=NAMES.get(model, model),
+      )
+    axes.set_xscale('log')
+    if len(models) == 1:
+      axes.set_ylim(bottom=0)
+    else:  # A linear model is a hundred times as fast as a deep one.
+      axes.set_yscale('log')
+      axes.yaxis.set_minor_formatter(NullFormatter())
+    places = sorted({row[key] for row in result['rows']})
+    axes.set_xticks(places)
+    axes.xaxis.set_major_formatter(short)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(short)
+    axes.set_xlabel(
+      'items' if key == 'items' else 'examples a batch',
+      fontsize=9.5,
+    )
+  figure.legend(
+    *panels[0].get_legend_handles_labels(),
+    loc='outside upper center',
+    ncols=len(models),
+    frameon=False,
+    fontsize=10.5,
+  )
+  return figure
+
+
+def plot_sweep(result: Mapping[str, Any], path: Path) -> None:
+  """Writes `sweep_figure` as a PNG."""
+  plots.save_figure(sweep_figure(result), path)

@@ -1,0 +1,100 @@
+"""Steady-state speed of training and scoring, beside what the machine can do.
+
+  python -m experiments.benchmark --output_dir=OUT [--model=din,eain] [...]
+
+Without --dataset_dir it runs on a synthetic workload of the flags' shape. The
+last line of its output is a JSON object of the last row, for paired runners.
+"""
+
+import json
+from pathlib import Path
+
+import rich
+from absl import flags
+
+from eain_jax.benchmark import host
+from eain_jax.benchmark.preparation import measure_preparation
+from eain_jax.benchmark.run import Plan, run_benchmark
+from eain_jax.config import BenchmarkConfig, TrainConfig, WorkloadConfig
+from eain_jax.data.dataset import open_dataset, refuse_existing
+from eain_jax.errors import InputError
+from eain_jax.reporting import benchmark as reporting
+from eain_jax.training.loop import write_json
+from experiments import cli
+
+OUTPUT_DIR = flags.DEFINE_string(
+  'output_dir', None, 'Folder of benchmark.json and its plots.', required=True
+)
+DATASET_DIR = flags.DEFINE_string(
+  'dataset_dir', None, 'A prepared dataset; unset: the synthetic workload.'
+)
+cli.define_config(BenchmarkConfig)
+cli.define_config(WorkloadConfig)
+cli.define_config(TrainConfig, shared=('seed',), batch_size=4096, clip_norm=0.0)
+# The workload that other libraries are measured on.
+cli.define_models(
+  embedding_dim=16,
+  mlp=(200, 80),
+  attention=(80, 40),
+  attention_softmax=False,
+  use_user=True,
+  dropout=0.0,
+  table_l2=0.0,
+)
+
+
+def plan_from_flags() -> Plan:
+  """What the flags ask for.
+
+  Raises:
+    FlagError: they contradict each other.
+  """
+  try:
+    config = cli.config_from_flags(BenchmarkConfig)
+    workload = cli.config_from_flags(WorkloadConfig)
+    train = cli.config_from_flags(TrainConfig)
+    host.limit_cores(config.threads)
+  except InputError as error:
+    raise cli.FlagError(str(error)) from error
+  if DATASET_DIR.value and config.sweep == 'items':
+    raise cli.FlagError('--sweep=items is of the workload, not --dataset_dir')
+  models = {
+    name: cli.model_config_from_flags(name, ignore_unused=len(config.model) > 1)
+    for name in config.model
+  }
+  if not DATASET_DIR.value:
+    return Plan(config, workload, None, models, train)
+  return Plan(config, None, open_dataset(DATASET_DIR.value), models, train)
+
+
+def main() -> None:
+  output_dir = Path(OUTPUT_DIR.value)
+  plan = plan_from_flags()
+  refuse_existing(output_dir)
+  output_dir.mkdir(parents=True, exist_ok=True)
+  config, file = plan.config, output_dir / 'benchmark.json'
+  with reporting.BenchmarkDisplay() as display:
+    result = run_benchmark(
+      plan,
+      display,
+      lambda values: write_json(file, values),
+      output_dir / 'profile' if config.profile else None,
+    )
+    if config.prepare:
+      display('preparation')
+      result['preparation'] = measure_preparation(
+        config.prepare_reviews, plan.train.seed
+      )
+  write_json(file, result)
+  for table in reporting.benchmark_on_console(result):
+    rich.print(table)
+  if config.sweep != 'none':
+    picture = output_dir / f'sweep_{config.sweep}.png'
+    reporting.plot_sweep(result, picture)
+    print(f'picture: {picture}')
+  print(f'report: {file}')
+  print(json.dumps(reporting.last_line(result)))
+
+
+if __name__ == '__main__':
+  cli.run(main)
