@@ -16,7 +16,7 @@ import numpy as np
 from eain_jax.benchmark import host
 from eain_jax.benchmark.compilations import CompilationCounter
 from eain_jax.benchmark.program import matmul_flops, xla_counts
-from eain_jax.benchmark.subject import Subject, num_examples, signature
+from eain_jax.benchmark.subject import Subject, signature
 from eain_jax.config import BenchmarkConfig
 from eain_jax.data.batches import prefetch
 
@@ -32,7 +32,7 @@ def num_fed_steps(config: BenchmarkConfig) -> tuple[int, int]:
 
 
 def summarize(
-  seconds: Sequence[float], examples: Sequence[int], windows: int
+  seconds: Sequence[float], examples: Sequence[float], windows: int
 ) -> dict[str, float]:
   """Speed over windows of steps, and the quartiles of single steps.
 
@@ -99,9 +99,9 @@ class Batches:
     times: collections.Counter = collections.Counter()
     for number in range(max(config.batches, num_fed_steps(config)[1])):
       start = time.perf_counter()
-      batch = subject.stream.batch(number)
+      batch = subject.batch(number)
       seconds = time.perf_counter() - start
-      speed.append(num_examples(subject.stream, number) / seconds)
+      speed.append(subject.num_examples(number) / seconds)
       key = signature(batch)
       times[key] += 1
       self.by_signature.setdefault(key, batch)
@@ -129,12 +129,14 @@ def compile_all(subject: Subject, batches: Batches) -> dict[str, Any]:
       subject.run_to_end(batch)
   arguments = subject.arguments(batches.by_signature[batches.commonest])
   commonest = programs[batches.commonest]
+  static = tuple(n for n, x in enumerate(arguments) if isinstance(x, int))
+  flops = matmul_flops(subject.step, *arguments, static_argnums=static)
   return {
     'compile_s': seconds,
     'compilations': counter.count,
     'program': {
       **xla_counts(commonest),
-      'matmul_flops': matmul_flops(subject.step, *arguments),
+      'matmul_flops': flops // subject.steps_a_call,
     },
     'hlo': commonest.as_text(),
   }
@@ -153,11 +155,11 @@ def measure_step(
       place = number % len(placed)
       start = time.perf_counter()
       subject.run_to_end(placed[place])
-      seconds.append(time.perf_counter() - start)
-      examples.append(num_examples(subject.stream, place))
+      seconds.append((time.perf_counter() - start) / subject.steps_a_call)
+      examples.append(subject.num_examples(place) / subject.steps_a_call)
   return {
     **summarize(seconds, examples, config.repeats),
-    'cpu_ms': 1e3 * clock.cpu / config.steps,
+    'cpu_ms': 1e3 * clock.cpu / config.steps / subject.steps_a_call,
     'others_cpu': clock.others,
     'timed_compilations': counter.count,
   }
@@ -178,7 +180,7 @@ def measure_end_to_end(
   could a faster pipeline gain.
   """
   untimed, total = num_fed_steps(config)
-  source = prefetch(subject.stream.batch, 0, total)
+  source = prefetch(subject.batch, range(total))
   for _ in range(untimed):
     outputs = subject.run(next(source))
   jax.block_until_ready(outputs)
@@ -199,10 +201,12 @@ def measure_end_to_end(
     jax.block_until_ready(previous)
     finished.append(time.perf_counter())
   source.close()
-  examples = [num_examples(subject.stream, n) for n in range(untimed, total)]
+  calls = subject.steps_a_call
+  examples = [subject.num_examples(n) / calls for n in range(untimed, total)]
+  seconds = np.diff([begin, *finished]) / calls
   return {
-    **summarize(np.diff([begin, *finished]).tolist(), examples, config.repeats),
-    'cpu_ms': 1e3 * clock.cpu / config.steps,
+    **summarize(seconds.tolist(), examples, config.repeats),
+    'cpu_ms': 1e3 * clock.cpu / config.steps / subject.steps_a_call,
     'others_cpu': clock.others,
     'input_wait_share': waited / clock.wall,
     'timed_compilations': counter.count,

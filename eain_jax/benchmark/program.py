@@ -65,12 +65,13 @@ def _jaxpr_flops(jaxpr: Jaxpr) -> int:
   return flops
 
 
-def matmul_flops(function, *args) -> int:
+def matmul_flops(function, *args, static_argnums: tuple[int, ...] = ()) -> int:
   """FLOPs of the matrix products of `function(*args)`, over all devices.
 
   A while loop counts as one turn, because nobody knows how many it takes.
   """
-  return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
+  trace = jax.make_jaxpr(function, static_argnums=static_argnums)
+  return _jaxpr_flops(trace(*args).jaxpr)
 
 
 def xla_counts(compiled: Any) -> dict[str, int | None]:

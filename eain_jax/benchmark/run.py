@@ -160,6 +160,7 @@ def measure_row(
     'batch': stream.num_requests * stream.num_candidates,
     'threads': host.num_cores(),
     'devices': subject.num_devices,
+    'steps_a_call': subject.steps_a_call,
     'items': dataset.num_items,
     'parameters': subject.num_parameters,
     **measure_step(subject, batches, config),

@@ -1,7 +1,6 @@
 """What is timed: a compiled step with its state and its batches."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,9 +8,9 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from eain_jax.config import ModelConfig, TrainConfig
-from eain_jax.data.batches import TrainStream
 from eain_jax.data.dataset import Dataset
 from eain_jax.training import parallel
+from eain_jax.training.device_data import STEPS_A_CALL
 from eain_jax.training.setup import set_up
 from eain_jax.training.state import num_parameters
 
@@ -19,16 +18,24 @@ from eain_jax.training.state import num_parameters
 Signature = tuple
 
 
-def signature(batch: Mapping[str, Any]) -> Signature:
-  return tuple(np.shape(leaf) for leaf in jax.tree.leaves(batch))
+def signature(batch: Any) -> Signature:
+  # A number among the arrays is a static size itself.
+  return tuple(
+    leaf if isinstance(leaf, int) else np.shape(leaf)
+    for leaf in jax.tree.leaves(batch)
+  )
 
 
 class Subject:
-  """A step that can be run again and again.
+  """A call of the devices that can be made again and again.
+
+  A call is a step; with the data on the device it is many steps, and its
+  "batch" is what the host sends for them.
 
   Attributes:
     config: of the training, resolved.
     stream: the batches.
+    steps_a_call: 1, or how many steps a call makes.
     step: compiled.
     num_parameters: of the model.
     num_devices: that take part.
@@ -56,9 +63,12 @@ class Subject:
       InputError: the batch does not suit the devices.
     """
     if mode == 'score':
-      config = dataclasses.replace(config, parallelism='none')
+      config = dataclasses.replace(
+        config, parallelism='none', data_placement='host'
+      )
     setup = set_up(dataset, model_name, model_config, config)
     self.config, self.stream = setup.config, setup.stream
+    self._runner, self.steps_a_call = setup.device_runner, 1
     self.num_devices = parallel.num_shards(config.parallelism)
     self.num_parameters = num_parameters(setup.state.params)
     # `Any`, because the two modes have states and steps of different types.
@@ -70,28 +80,48 @@ class Subject:
       self._state = (setup.state.params, setup.state.stats)
     else:
       self.step = setup.train_step
+      if self._runner:
+        self.step, self.steps_a_call = self._runner.run, STEPS_A_CALL
       self._state = parallel.place_state(
         setup.state, config.parallelism, setup.stream.num_shards
       )
     self._trains = mode == 'train'
 
-  def arguments(self, batch: Mapping[str, Any]) -> tuple:
+  def batch(self, number: int) -> Any:
+    """What the host makes for a call."""
+    if not self._runner:
+      return self.stream.batch(number)
+    count = self.steps_a_call
+    return self._runner.inputs(number * count, count)
+
+  def num_examples(self, number: int) -> int:
+    """Examples of a call; the last step of an epoch holds fewer."""
+    first = number * self.steps_a_call
+    steps = range(first, first + self.steps_a_call)
+    return sum(self.stream.num_examples(step) for step in steps)
+
+  def arguments(self, batch: Any) -> tuple:
     """What `step` takes: the present state and a batch."""
+    if self._runner:
+      return self._state, self._runner.columns, *batch
     return (self._state, batch) if self._trains else (*self._state, batch)
 
-  def run(self, batch: Mapping[str, Any]) -> Any:
-    """Starts a step; its metrics or logits, which may not be there yet."""
+  def run(self, batch: Any) -> Any:
+    """Starts a call; its metrics or logits, which may not be there yet."""
     if not self._trains:
-      return self.step(*self._state, batch)
-    self._state, metrics = self.step(self._state, batch)
+      return self.step(*self.arguments(batch))
+    self._state, metrics = self.step(*self.arguments(batch))
     return metrics
 
-  def run_to_end(self, batch: Mapping[str, Any]) -> None:
+  def run_to_end(self, batch: Any) -> None:
     """Runs a step and waits for all that it returns."""
     jax.block_until_ready((self.run(batch), self._state))
 
-  def place(self, batch: Mapping[str, Any]) -> Any:
+  def place(self, batch: Any) -> Any:
     """The batch on the devices, where the step will look for it."""
+    if self._runner:
+      steps, num_events = batch
+      return jax.device_put(steps), num_events
     if self.config.parallelism != 'pmap':
       return jax.device_put(batch)
     mesh = jax.make_mesh(
@@ -102,10 +132,3 @@ class Subject:
     )
     by_shard = NamedSharding(mesh, PartitionSpec(parallel.AXIS))
     return jax.device_put(batch, by_shard)
-
-
-def num_examples(stream: TrainStream, step: int) -> int:
-  """Examples of a step's batch; the last of an epoch holds fewer."""
-  begin = step % stream.steps_per_epoch * stream.num_requests
-  requests = min(stream.num_requests, len(stream.packer.part) - begin)
-  return requests * stream.num_candidates

@@ -14,7 +14,7 @@ from eain_jax.benchmark.measure import Batches
 from eain_jax.benchmark.subject import Subject
 from eain_jax.errors import InputError
 
-TRACED_STEPS = 5
+TRACED_CALLS = 5
 NUM_OPERATIONS = 15
 
 
@@ -82,13 +82,14 @@ def top_operations(
   Raises:
     InputError: the profiler left no trace.
   """
-  placed = [subject.place(batch) for batch in batches.first[:TRACED_STEPS]]
+  placed = [subject.place(batch) for batch in batches.first[:TRACED_CALLS]]
   with jax.profiler.trace(str(folder)):
-    for number in range(TRACED_STEPS):
+    for number in range(TRACED_CALLS):
       subject.run_to_end(placed[number % len(placed)])
   files = sorted(folder.rglob('*.trace.json.gz'))
   if not files:
     raise InputError(f'the profiler of this jax left no trace in {folder}')
   with gzip.open(files[-1], 'rt') as file:
     events = json.load(file)['traceEvents']
-  return sum_operations(events, operation_scopes(hlo), TRACED_STEPS)
+  steps = TRACED_CALLS * subject.steps_a_call
+  return sum_operations(events, operation_scopes(hlo), steps)

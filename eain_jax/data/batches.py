@@ -260,6 +260,12 @@ class TrainStream:
   def steps_per_epoch(self) -> int:
     return -(-len(self.packer.part) // self.num_requests)
 
+  def num_examples(self, step: int) -> int:
+    """Examples of a step; the last one of an epoch holds fewer."""
+    begin = step % self.steps_per_epoch * self.num_requests
+    requests = min(self.num_requests, len(self.packer.part) - begin)
+    return requests * self.num_candidates
+
   def rows(self, step: int) -> tuple[int, np.ndarray]:
     """The epoch, and int64 [<= num_requests] the part's rows of a step."""
     epoch, place = divmod(step, self.steps_per_epoch)

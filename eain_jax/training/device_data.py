@@ -21,6 +21,7 @@ from eain_jax.data.row_plan import planned_rows
 from eain_jax.errors import InputError
 from eain_jax.training.step import StepFn
 
+STEPS_A_CALL = 16
 INT32_MAX = np.iinfo(np.int32).max
 
 

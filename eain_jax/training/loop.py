@@ -32,7 +32,7 @@ from eain_jax.errors import InputError
 from eain_jax.evaluation import evaluator
 from eain_jax.training import parallel
 from eain_jax.training.checkpoint import Checkpoints
-from eain_jax.training.device_data import DeviceRunner
+from eain_jax.training.device_data import STEPS_A_CALL, DeviceRunner
 from eain_jax.training.optimizer import set_plateau_factor
 from eain_jax.training.setup import resolve_config, set_up
 from eain_jax.training.state import TrainState, num_parameters
@@ -44,7 +44,6 @@ CONFIG_FILE, METRICS_FILE, RESULT_FILE = (
   'metrics.jsonl',
   'result.json',
 )
-STEPS_A_CALL = 16  # where the data is on the device
 Report = Callable[[Mapping[str, Any]], None]
 
 

@@ -16,7 +16,7 @@ from eain_jax.benchmark.measure import (
   summarize,
 )
 from eain_jax.benchmark.memory import check_memory, state_bytes, tables_of
-from eain_jax.benchmark.subject import Subject, num_examples
+from eain_jax.benchmark.subject import Subject
 from eain_jax.config import (
   BenchmarkConfig,
   DinConfig,
@@ -52,7 +52,7 @@ def test_the_last_batch_of_an_epoch_holds_fewer_examples(workload):
   train = TrainConfig(batch_size=128)
   subject = Subject(workload, 'lr', LogisticRegressionConfig(), train, 'train')
   # 300 = 128 + 128 + 44, and again.
-  assert [num_examples(subject.stream, n) for n in range(4)] == [
+  assert [subject.num_examples(n) for n in range(4)] == [
     128,
     128,
     44,
@@ -60,7 +60,7 @@ def test_the_last_batch_of_an_epoch_holds_fewer_examples(workload):
   ]
   for number in range(4):
     weight = subject.stream.batch(number)['weight']
-    assert num_examples(subject.stream, number) == np.count_nonzero(weight)
+    assert subject.num_examples(number) == np.count_nonzero(weight)
 
 
 def test_shares_are_of_time_and_ceiling():
