@@ -11,7 +11,7 @@ import html
 import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ MAX_RATING = 1e6
 MAX_PRICE = 1e9
 
 HEADER_NAMES = {
+# Exact in float64, and far beyond any time stamp in microseconds.
+MAX_TIME = 2**53
   'user': ('user_id', 'reviewerid', 'user', 'userid'),
   'item': ('parent_asin', 'asin', 'item', 'item_id', 'itemid', 'product_id'),
   'rating': ('rating', 'overall'),
@@ -46,7 +48,8 @@ HEADER_NAMES = {
 }
 
 
-class _Review2014(msgspec.Struct):
+# gc=False: a block holds thousands of these, and none is part of a cycle.
+class _Review2014(msgspec.Struct, gc=False):
   """The fields of a review that are read, of 2014 and 2018."""
 
   user: str = msgspec.field(name='reviewerID')
@@ -55,7 +58,7 @@ class _Review2014(msgspec.Struct):
   time: int | float = msgspec.field(name='unixReviewTime')
 
 
-class _Review2023(msgspec.Struct):
+class _Review2023(msgspec.Struct, gc=False):
   """The fields of a review that are read, of 2023."""
 
   user: str = msgspec.field(name='user_id')
@@ -165,15 +168,19 @@ def _number(text: str) -> float | None:
 
 def _bad_fields(user: str, item: str, rating: float, time: float) -> str | None:
   """Why the fields of an event cannot be used, or None."""
+def _is_id(text: str) -> bool:
+  is_empty = not text or text.isspace()
+  return not (is_empty or '\0' in text or '\ufffd' in text)
+
+
   if not user or not item or user.isspace() or item.isspace():
     return 'an id is empty'
-  if '\0' in user or '\0' in item or '\ufffd' in user or '\ufffd' in item:
+  if not (_is_id(user) and _is_id(item)):
     return 'an id holds NUL or invalid UTF-8'
   # Not isfinite, which fails on integers beyond float64.
   if not -MAX_RATING < rating < MAX_RATING:
     return 'the rating is not a number in range'
-  # Exact in float64, and far beyond any time stamp in microseconds.
-  if not -(2**53) < time < 2**53 or time != int(time):
+  if not -MAX_TIME < time < MAX_TIME or time != int(time):
     return 'the time is not a whole number in range'
   return None
 
@@ -182,7 +189,7 @@ class _Events:
   """Gathers events over all files, ids as int32 codes from the start."""
 
   def __init__(self):
-    self.user_of, self.item_of = Codes(), Codes()
+    self.user_of, self.item_of = Codes(_is_id), Codes(_is_id)
     self.user, self.item = array.array('i'), array.array('i')
     self.rating, self.time = array.array('f'), array.array('q')
     self.line = array.array('q')
@@ -196,9 +203,62 @@ class _Events:
 
 
 def _json_events(reader: LineReader, format_name: str, events: _Events) -> None:
+  def add_reviews(
+    self, reviews: Sequence[_Review2014 | _Review2023], count: Callable
+  ) -> bool:
+    """Adds the reviews of a block of lines, or none if one has a bad field.
+
+    `count` counts them, and says the line of the first.
+    """
+    user = self.user_of.of([review.user for review in reviews])
+    item = self.item_of.of([review.item for review in reviews])
+    try:
+      rating = np.array([review.rating for review in reviews], np.float64)
+      time = np.array([review.time for review in reviews], np.float64)
+    except OverflowError:
+      return False
+    is_good = (user >= 0) & (item >= 0) & (np.abs(rating) < MAX_RATING)
+    is_good &= (np.abs(time) < MAX_TIME) & (time == np.floor(time))
+    if not is_good.all():
+      return False
+    first = count(len(reviews))
+    line = np.arange(first, first + len(reviews))
+    self.user.frombytes(user.tobytes())
+    self.item.frombytes(item.tobytes())
+    self.rating.frombytes(rating.astype(np.float32).tobytes())
+    self.time.frombytes(time.astype(np.int64).tobytes())
+    self.line.frombytes(line.tobytes())
+    return True
+
+
+def _decode_lines(decoder: msgspec.json.Decoder, text: bytes) -> list | None:
+  """The objects of a text that has one on each of its lines; else None."""
+  character = np.frombuffer(text, np.uint8)
+  end = np.flatnonzero(character == ord('\n'))
+  # No object goes on over a line end between } and {. So each line holds one
+  # object at least, and where there are as many objects as lines, just one.
+  if (
+    text[:1] != b'{'
+    or text[-2:] != b'}\n'
+    or not (character[end - 1] == ord('}')).all()
+    or not (character[end[:-1] + 1] == ord('{')).all()
+  ):
+    return None
+  try:
+    records = decoder.decode_lines(text)
+  except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    return None
+  return records if len(records) == len(end) else None
+
   is_2023 = format_name == 'amazon-2023-reviews'
-  decode = msgspec.json.Decoder(_Review2023 if is_2023 else _Review2014).decode
-  for start, lines in reader.blocks():
+  decoder = msgspec.json.Decoder(_Review2023 if is_2023 else _Review2014)
+  decode = decoder.decode
+  for text in reader.texts():
+    reviews = _decode_lines(decoder, text)
+    if reviews and events.add_reviews(reviews, reader.count_filled):
+      continue
+    # One line is odd at least: each is judged by itself.
+    start, lines = reader.split(text)
     for number, line in enumerate(lines, start):
       if not line:
         continue

@@ -6,7 +6,7 @@ the same user, so this rule decides results.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -333,13 +333,22 @@ def rejected_table(readers: Iterable[Reader]) -> pl.DataFrame:
 
 
 class Codes:
-  """Numbers strings in order of appearance."""
+  """Numbers strings in order of appearance.
 
-  def __init__(self):
-    self._number: dict[str, int] = {}
+  A string that `accepts` does not let pass has no number, but -1.
+  """
+
+  def __init__(self, accepts: Callable[[str], bool] | None = None):
+    self._number = _Numbers(accepts)
 
   def __call__(self, value: str) -> int:
-    return self._number.setdefault(value, len(self._number))
+    return self._number[value]
+
+  def of(self, values: Sequence[str]) -> np.ndarray:
+    """int32, the numbers of many strings."""
+    # One call of C for all: this is done for each event of a source.
+    numbers = map(self._number.__getitem__, values)
+    return np.fromiter(numbers, np.int32, len(values))
 
   def get(self, value: str) -> int | None:
     """The number of a string that has one."""
@@ -348,3 +357,16 @@ class Codes:
   def values(self) -> pl.Series:
     """The strings, in the order of their numbers."""
     return pl.Series(list(self._number), dtype=pl.String)
+class _Numbers(dict[str, int]):
+  """Numbers a string when it is first looked up, if `accepts` lets it."""
+
+  def __init__(self, accepts: Callable[[str], bool] | None):
+    self._accepts = accepts
+
+  def __missing__(self, value: str) -> int:
+    if self._accepts is not None and not self._accepts(value):
+      return -1
+    number = self[value] = len(self)
+    return number
+
+

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from eain_jax.data.amazon import (
+from eain_jax.data import amazon, lines
   _decode_metadata,
   detect_format,
   literal_to_json,
@@ -742,6 +743,50 @@ def test_files_that_are_not_reviews(tmp_path, content, sentence):
     [write(tmp_path / 'r', content_of('ratings of 2014'))], [path]
   )
   assert str(path) in message
+
+# What a block of lines may hold beside one object a line.
+REVIEW = json.dumps(review_2014(*EVENTS[0]))
+ODD_LINES = [
+  *(json.dumps(review_2014(*event)) for event in EVENTS),
+  REVIEW + REVIEW,
+  f'{REVIEW} {REVIEW}',
+  REVIEW.replace(', ', ',\n'),
+  REVIEW.replace('}', '\n}'),
+  REVIEW.replace('[0, 1]', '[{}\n{}]'),
+  REVIEW.replace('[0, 1]', '{}\n,{}'),
+  REVIEW.replace('good', '{}\n{'),
+  REVIEW[: len(REVIEW) // 2],
+  REVIEW.replace(USER, ''),
+  REVIEW.replace(USER, 'a\ufffd'),
+  REVIEW.replace('5.0', '1e7'),
+  REVIEW.replace('5.0', '9' * 400),
+  REVIEW.replace('1393545600', '0.5'),
+  f' {REVIEW}',
+  f'{REVIEW}\r',
+  '{}',
+  '',
+]
+
+
+@fast
+@given(st.lists(st.sampled_from(ODD_LINES), max_size=12), st.booleans())
+def test_blocks_of_lines_equal_lines_one_by_one(tmp_path, odd, is_ended):
+  content = '\n'.join([REVIEW, *odd]) + '\n' * is_ended
+  path = write(tmp_path / 'a', content)
+
+  def outcome():
+    log, rejected = read_amazon([path], [], ReadOptions(max_rejected=1.0))
+    return as_rows(log), log.counts, rejected.rows()
+
+  # Blocks of one line or so, many of them whole.
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(lines, 'BLOCK_BYTES', 4 * len(REVIEW))
+    small = outcome()
+  in_blocks = outcome()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(amazon, '_decode_lines', lambda decoder, text: None)
+    assert small == in_blocks == outcome()
+
 
 
 def test_ambiguous_ids_say_what_to_do(tmp_path):
