@@ -4,6 +4,7 @@ import ast
 import gzip
 import json
 import math
+import re
 from pathlib import Path
 
 import polars as pl
@@ -11,13 +12,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from eain_jax.data.amazon import (
 from eain_jax.data import amazon, lines
+from eain_jax.data.amazon import (
   _decode_metadata,
   detect_format,
   literal_to_json,
   parse_price,
   read_amazon,
+  requote_literal,
 )
 from eain_jax.data.lines import ReadOptions
 from eain_jax.errors import InputError
@@ -502,17 +504,22 @@ def strict_json(text):
   return json.loads(text, parse_constant=refuse)
 
 
+@pytest.mark.parametrize('translate', [literal_to_json, requote_literal])
 @settings(deadline=None, max_examples=1_500)
-@given(st.lists(PIECES, max_size=9).map(''.join))
+@given(text=st.lists(PIECES, max_size=9).map(''.join))
 @example("'\\ud83d\\ude00'")
+@example('\'a"b\' "c\'d"')
+@example('["it\'s", \'"\']')
+@example('\'""\'')
+@example("b'a'")
 @example("'\\/'")
 @example('"a" "b"')
 @example("{'a': true}")
 @example('[1 2]')
 @example("'''a'''")
 @example('\u0661')
-def test_what_becomes_json_is_what_python_reads(text):
-  translated = literal_to_json(text)
+def test_what_becomes_json_is_what_python_reads(translate, text):
+  translated = translate(text)
   if translated is None:
     return
   try:
@@ -520,6 +527,36 @@ def test_what_becomes_json_is_what_python_reads(text):
   except ValueError:
     return  # The slow way decides.
   assert repr(ast.literal_eval(text.strip(' \t\n\r'))) == repr(value)
+
+
+@settings(deadline=None, max_examples=300)
+@given(LITERALS)
+def test_requoting_is_for_what_needs_no_backslash(value):
+  text = repr(value)
+  translated = requote_literal(text)
+  words = ('\\', 'null', 'true', 'false')
+  assert (translated is None) == any(word in text for word in words)
+  # Python's own words and numbers are left for another way.
+  if not any(w in text for w in ('\\', 'None', 'True', 'False', 'nan', 'inf')):
+    assert translated is None or json.loads(translated) == value
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.lists(PIECES, max_size=9).map(''.join), st.sampled_from(['', '7']))
+def test_metadata_is_the_same_without_requoting(text, asin):
+  line = f"{{'asin': {asin or repr(ITEM)}, 'price': {text}}}".encode()
+
+  def outcome():
+    try:
+      return repr(_decode_metadata(line))
+    except ValueError as error:
+      # Python says where the node is that it does not take.
+      return re.sub('0x[0-9a-f]+', '', str(error))
+
+  quick = outcome()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(amazon, 'requote_literal', lambda text: None)
+    assert outcome() == quick
 
 
 @pytest.mark.parametrize(
@@ -707,43 +744,6 @@ def test_mangled_lines_are_good_bad_or_blank(tmp_path, data):
   assert logs[0] == logs[1]
 
 
-# Bad files.
-
-
-@pytest.mark.parametrize(
-  ('content', 'sentence'),
-  [
-    ('<!DOCTYPE html><html>', 'is an HTML or XML page'),
-    ('', 'is empty'),
-    ('\n\n', 'is empty: it holds no line'),
-    (gzip.compress(b'', mtime=0), 'is empty'),
-    (bytes(range(256)) * 9, 'holds binary data'),
-    ('[\n{"asin": 1}]', 'line 1: a JSON array'),
-    ('[{"reviewerID": "A", "asin": "B"}]', 'line 1: a JSON array'),
-    ('{"user": 1, "item": 2}', 'its keys are item, user'),
-    ('{"asin": "B1", ', 'line 1: neither a JSON object nor a Python literal'),
-    ('hello world\n', "its first line is 'hello world'"),
-    ('user;item;rating;time\n1;2;3;4\n', 'its first line is'),
-    ('a,b,c,d\n', 'its first line is'),
-    ('user_id,product,rating,timestamp\nu,i,1,1', 'no column for the item'),
-    ('user_id,asin,stars,timestamp\nu,i,1,1', 'no column for the rating'),
-    ('user_id,asin,rating,when\nu,i,1,1', 'no column for the time'),
-    ('user_id,asin,asin,rating,time\nu,i,i,1,1', 'its header names asin twice'),
-    ('user_id,parent_asin,rating,timestamp\n', 'holds no line of data'),
-    ('u1,i1,5.0,1\nu2,i2,5.0,1\n', 'do not tell which'),
-    ('B000000001,B000000002,5.0,1\n', 'do not tell which'),
-  ],
-)
-def test_files_that_are_not_reviews(tmp_path, content, sentence):
-  path = write(tmp_path / 'some file', content)
-  message = refusal([path])
-  assert sentence in message
-  assert str(path) in message
-  message = refusal(
-    [write(tmp_path / 'r', content_of('ratings of 2014'))], [path]
-  )
-  assert str(path) in message
-
 # What a block of lines may hold beside one object a line.
 REVIEW = json.dumps(review_2014(*EVENTS[0]))
 ODD_LINES = [
@@ -787,6 +787,43 @@ def test_blocks_of_lines_equal_lines_one_by_one(tmp_path, odd, is_ended):
     patch.setattr(amazon, '_decode_lines', lambda decoder, text: None)
     assert small == in_blocks == outcome()
 
+
+# Bad files.
+
+
+@pytest.mark.parametrize(
+  ('content', 'sentence'),
+  [
+    ('<!DOCTYPE html><html>', 'is an HTML or XML page'),
+    ('', 'is empty'),
+    ('\n\n', 'is empty: it holds no line'),
+    (gzip.compress(b'', mtime=0), 'is empty'),
+    (bytes(range(256)) * 9, 'holds binary data'),
+    ('[\n{"asin": 1}]', 'line 1: a JSON array'),
+    ('[{"reviewerID": "A", "asin": "B"}]', 'line 1: a JSON array'),
+    ('{"user": 1, "item": 2}', 'its keys are item, user'),
+    ('{"asin": "B1", ', 'line 1: neither a JSON object nor a Python literal'),
+    ('hello world\n', "its first line is 'hello world'"),
+    ('user;item;rating;time\n1;2;3;4\n', 'its first line is'),
+    ('a,b,c,d\n', 'its first line is'),
+    ('user_id,product,rating,timestamp\nu,i,1,1', 'no column for the item'),
+    ('user_id,asin,stars,timestamp\nu,i,1,1', 'no column for the rating'),
+    ('user_id,asin,rating,when\nu,i,1,1', 'no column for the time'),
+    ('user_id,asin,asin,rating,time\nu,i,i,1,1', 'its header names asin twice'),
+    ('user_id,parent_asin,rating,timestamp\n', 'holds no line of data'),
+    ('u1,i1,5.0,1\nu2,i2,5.0,1\n', 'do not tell which'),
+    ('B000000001,B000000002,5.0,1\n', 'do not tell which'),
+  ],
+)
+def test_files_that_are_not_reviews(tmp_path, content, sentence):
+  path = write(tmp_path / 'some file', content)
+  message = refusal([path])
+  assert sentence in message
+  assert str(path) in message
+  message = refusal(
+    [write(tmp_path / 'r', content_of('ratings of 2014'))], [path]
+  )
+  assert str(path) in message
 
 
 def test_ambiguous_ids_say_what_to_do(tmp_path):
@@ -955,15 +992,22 @@ def test_real_digital_music_is_truncated(tmp_path):
 @pytest.mark.real_data
 def test_real_metadata_literals_equal_python_s():
   [path] = real('amazon_2014_digital_music/meta_Digital_Music.json.gz')
-  lines = []
+  found = []
   with gzip.open(path, 'rt') as file:
     try:
       for line in file:
-        lines.append(line)
+        found.append(line)
     except EOFError:
       pass
-  assert len(lines) > 7_000
-  for line in lines[::7]:
+  assert len(found) > 7_000
+  num_requoted = 0
+  for line in found[::7]:
     translated = literal_to_json(line)
     assert translated is not None
-    assert json.loads(translated) == ast.literal_eval(line)
+    value = ast.literal_eval(line)
+    assert json.loads(translated) == value
+    requoted = requote_literal(line)
+    if requoted is not None and 'None' not in line and 'True' not in line:
+      num_requoted += 1
+      assert json.loads(requoted) == value
+  assert num_requoted > len(found) // 10
