@@ -17,6 +17,7 @@ from eain_jax.errors import InputError
 
 PARTS = ('train', 'valid', 'test')
 MAX_DRAWS = 1_000
+DRAWS_AT_ONCE = 1 << 17
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +54,12 @@ class Part:
 
 def _mix(x: np.ndarray) -> np.ndarray:
   """The splitmix64 finalizer: a bijection of uint64 that looks random."""
-  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return x ^ (x >> np.uint64(31))
+  x = x ^ (x >> np.uint64(30))
+  x *= np.uint64(0xBF58476D1CE4E5B9)
+  x ^= x >> np.uint64(27)
+  x *= np.uint64(0x94D049BB133111EB)
+  x ^= x >> np.uint64(31)
+  return x
 
 
 def hash_bits(*counters: np.ndarray | int) -> np.ndarray:
@@ -65,7 +69,7 @@ def hash_bits(*counters: np.ndarray | int) -> np.ndarray:
     for counter in counters:
       word = np.asarray(counter).astype(np.uint64)
       state = _mix(state + word * np.uint64(0x9E3779B97F4A7C15))
-      state = state + np.uint64(0xD1B54A32D192ED03)
+      state += np.uint64(0xD1B54A32D192ED03)
     return _mix(np.asarray(state))
 
 
@@ -142,6 +146,9 @@ class NegativeSampler:
     # One sorted key a (row, item) pair makes membership one binary search.
     had = np.sort(owner * self.num_items + self.item[entry])
     pending = np.arange(num_rows)
+    if negatives.size > len(had):
+      # Few of many are had: it is cheaper to look for those in the others.
+      pending = np.flatnonzero(self._may_be_rejected(negatives, had))
     for attempt in range(1, MAX_DRAWS):
       rejected = self._rejected(negatives[pending], pending, had)
       row, slot = np.nonzero(rejected)
@@ -157,7 +164,18 @@ class NegativeSampler:
       'lower --negatives or --eval_negatives'
     )
 
+  def _may_be_rejected(self, negatives, had) -> np.ndarray:
+    """bool [R], the rows that hold an item twice, or one of `had`."""
+    ordered = np.sort(negatives, axis=1)
+    found = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+    num_rows, num_negatives = ordered.shape
+    key = (np.arange(num_rows)[:, None] * self.num_items + ordered).ravel()
+    at = np.minimum(np.searchsorted(key, had), len(key) - 1)
+    found[at[key[at] == had] // num_negatives] = True
+    return found
+
   def _rejected(self, negatives, rows, had) -> np.ndarray:
+    """bool [R, K], the negatives that are to be drawn again."""
     key = rows[:, None] * self.num_items + negatives
     at = np.minimum(np.searchsorted(had, key), len(had) - 1)
     rejected = had[at] == key if len(had) else np.zeros(key.shape, bool)
@@ -398,10 +416,11 @@ def make_part(
 
 
 def _draw_in_blocks(sampler, rows, user, num_negatives) -> np.ndarray:
-  """Candidates for all rows, 65,536 at a time, to bound memory."""
+  """Candidates for all rows, so many at a time as stay in the cache."""
   out = np.empty((len(rows), num_negatives), np.int32)
-  for begin in range(0, len(rows), 65_536):
-    block = rows[begin : begin + 65_536]
+  step = max(1, DRAWS_AT_ONCE // num_negatives)
+  for begin in range(0, len(rows), step):
+    block = rows[begin : begin + step]
     out[begin : begin + len(block)] = sampler.draw(
       EVALUATION_STREAM, block, user[block], num_negatives
     )
