@@ -251,6 +251,16 @@ def make_requests(log: EventLog, task: str) -> np.ndarray:
   return np.cumsum(new, dtype=np.int32) - 1
 
 
+def _first_rows(request: np.ndarray) -> np.ndarray:
+  """int64, the first row of each request, by the request's number."""
+  change = np.diff(request)
+  if (change < 0).any():
+    return np.unique(request, return_index=True)[1]
+  is_first = np.ones(len(request), bool)
+  is_first[1:] = change > 0
+  return np.flatnonzero(is_first)
+
+
 def split_requests(
   request: np.ndarray,
   user: np.ndarray,
@@ -265,7 +275,7 @@ def split_requests(
   `time`: requests by the time of their first event; the cuts fall between
   two timestamps, never within one.
   """
-  _, first = np.unique(request, return_index=True)
+  first = _first_rows(request)
   of_user, start = user[first], timestamp[first]
   part = np.zeros(len(first), np.int8)
   if split == 'time':
@@ -334,9 +344,8 @@ def make_part(
   task: str,
   request: np.ndarray,
   label: np.ndarray,
-  history_start: np.ndarray,
   history_end: np.ndarray,
-  min_history: int,
+  has_history: np.ndarray,
   use_skip_above: bool,
   num_negatives: int,
   sampler: NegativeSampler | None,
@@ -352,9 +361,8 @@ def make_part(
     task: next_item, rating or logged.
     request: int32 [N], every event's request.
     label: int8 [N], every event's label.
-    history_start: int64 [N], where the history of the event's user begins.
     history_end: int64 [N], where the history before the event ends.
-    min_history: history entries that an example needs.
+    has_history: bool [N], whether that is as long as an example needs.
     use_skip_above: apply (16-17).
     num_negatives: K, for `next_item`.
     sampler: draws evaluation candidates, for `next_item`.
@@ -365,7 +373,7 @@ def make_part(
   Returns:
     The part, and its counts.
   """
-  long_enough = history_end[rows] - history_start[rows] >= min_history
+  long_enough = has_history[rows]
   short = int(np.sum(~long_enough))
   rows = rows[long_enough]
   lost = 0
@@ -380,9 +388,12 @@ def make_part(
   if task == 'logged':
     # A log may list a request's rows apart; ranked lists stand together.
     rows = rows[np.argsort(request[rows], kind='stable')]
-  _, number = np.unique(request[rows], return_inverse=True)
-  part = Part(rows, history_end[rows], number.astype(np.int32), label[rows])
-  num_requests = int(number.max(initial=-1)) + 1
+  is_new = np.diff(request[rows], prepend=-1) > 0
+  number = np.cumsum(is_new, dtype=np.int32) - np.int32(1)
+  # For next_item an event's history ends where the event stands.
+  end = rows if task == 'next_item' else history_end[rows]
+  part = Part(rows, end, number, label[rows])
+  num_requests = int(np.sum(is_new))
   positives = int(np.sum(part.label))
   examples = len(rows)
   if task == 'next_item':
@@ -403,14 +414,15 @@ def make_part(
         shown = np.concatenate([log.item[rows][:, None], candidates], axis=1)
         truth = true_preference(rows, shown).astype(np.float32)
         part = dataclasses.replace(part, truth=truth)
-  with_positive = len(np.unique(part.request[part.label == 1]))
+  has_positive = np.zeros(num_requests, bool)
+  has_positive[number[part.label == 1]] = True
   counts = ExampleCounts(
     positives,
     examples,
     num_requests,
     short,
     lost,
-    num_requests - with_positive,
+    num_requests - int(np.sum(has_positive)),
   )
   return part, counts
 
