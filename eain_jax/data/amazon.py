@@ -7,11 +7,13 @@ the ids, the rating, the time and four attributes are kept: never a text.
 import array
 import ast
 import dataclasses
+import functools
 import html
+import itertools
 import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ SAMPLE_LINES = 100
 # Far beyond any; a larger number is junk, and may be beyond float64.
 MAX_RATING = 1e6
 MAX_PRICE = 1e9
+# Exact in float64, and far beyond any time stamp in microseconds.
+MAX_TIME = 2**53
 
 HEADER_NAMES = {
   'user': ('user_id', 'reviewerid', 'user', 'userid'),
@@ -46,7 +50,8 @@ HEADER_NAMES = {
 }
 
 
-class _Review2014(msgspec.Struct):
+# gc=False: a block holds thousands of these, and none is part of a cycle.
+class _Review2014(msgspec.Struct, gc=False):
   """The fields of a review that are read, of 2014 and 2018."""
 
   user: str = msgspec.field(name='reviewerID')
@@ -55,7 +60,7 @@ class _Review2014(msgspec.Struct):
   time: int | float = msgspec.field(name='unixReviewTime')
 
 
-class _Review2023(msgspec.Struct):
+class _Review2023(msgspec.Struct, gc=False):
   """The fields of a review that are read, of 2023."""
 
   user: str = msgspec.field(name='user_id')
@@ -64,7 +69,7 @@ class _Review2023(msgspec.Struct):
   time: int | float = msgspec.field(name='timestamp')
 
 
-class _Metadata(msgspec.Struct):
+class _Metadata(msgspec.Struct, gc=False):
   """The fields of a metadata line that are read; junk is sorted out later."""
 
   asin: str | None = None
@@ -163,17 +168,21 @@ def _number(text: str) -> float | None:
   return value if math.isfinite(value) else None
 
 
+def _is_id(text: str) -> bool:
+  is_empty = not text or text.isspace()
+  return not (is_empty or '\0' in text or '\ufffd' in text)
+
+
 def _bad_fields(user: str, item: str, rating: float, time: float) -> str | None:
   """Why the fields of an event cannot be used, or None."""
   if not user or not item or user.isspace() or item.isspace():
     return 'an id is empty'
-  if '\0' in user or '\0' in item or '\ufffd' in user or '\ufffd' in item:
+  if not (_is_id(user) and _is_id(item)):
     return 'an id holds NUL or invalid UTF-8'
   # Not isfinite, which fails on integers beyond float64.
   if not -MAX_RATING < rating < MAX_RATING:
     return 'the rating is not a number in range'
-  # Exact in float64, and far beyond any time stamp in microseconds.
-  if not -(2**53) < time < 2**53 or time != int(time):
+  if not -MAX_TIME < time < MAX_TIME or time != int(time):
     return 'the time is not a whole number in range'
   return None
 
@@ -182,7 +191,7 @@ class _Events:
   """Gathers events over all files, ids as int32 codes from the start."""
 
   def __init__(self):
-    self.user_of, self.item_of = Codes(), Codes()
+    self.user_of, self.item_of = Codes(_is_id), Codes(_is_id)
     self.user, self.item = array.array('i'), array.array('i')
     self.rating, self.time = array.array('f'), array.array('q')
     self.line = array.array('q')
@@ -194,11 +203,64 @@ class _Events:
     self.time.append(int(time))
     self.line.append(line)
 
+  def add_reviews(
+    self, reviews: Sequence[_Review2014 | _Review2023], count: Callable
+  ) -> bool:
+    """Adds the reviews of a block of lines, or none if one has a bad field.
+
+    `count` counts them, and says the line of the first.
+    """
+    user = self.user_of.of([review.user for review in reviews])
+    item = self.item_of.of([review.item for review in reviews])
+    try:
+      rating = np.array([review.rating for review in reviews], np.float64)
+      time = np.array([review.time for review in reviews], np.float64)
+    except OverflowError:
+      return False
+    is_good = (user >= 0) & (item >= 0) & (np.abs(rating) < MAX_RATING)
+    is_good &= (np.abs(time) < MAX_TIME) & (time == np.floor(time))
+    if not is_good.all():
+      return False
+    first = count(len(reviews))
+    line = np.arange(first, first + len(reviews))
+    self.user.frombytes(user.tobytes())
+    self.item.frombytes(item.tobytes())
+    self.rating.frombytes(rating.astype(np.float32).tobytes())
+    self.time.frombytes(time.astype(np.int64).tobytes())
+    self.line.frombytes(line.tobytes())
+    return True
+
+
+def _decode_lines(decoder: msgspec.json.Decoder, text: bytes) -> list | None:
+  """The objects of a text that has one on each of its lines; else None."""
+  character = np.frombuffer(text, np.uint8)
+  end = np.flatnonzero(character == ord('\n'))
+  # No object goes on over a line end between } and {. So each line holds one
+  # object at least, and where there are as many objects as lines, just one.
+  if (
+    text[:1] != b'{'
+    or text[-2:] != b'}\n'
+    or not (character[end - 1] == ord('}')).all()
+    or not (character[end[:-1] + 1] == ord('{')).all()
+  ):
+    return None
+  try:
+    records = decoder.decode_lines(text)
+  except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    return None
+  return records if len(records) == len(end) else None
+
 
 def _json_events(reader: LineReader, format_name: str, events: _Events) -> None:
   is_2023 = format_name == 'amazon-2023-reviews'
-  decode = msgspec.json.Decoder(_Review2023 if is_2023 else _Review2014).decode
-  for start, lines in reader.blocks():
+  decoder = msgspec.json.Decoder(_Review2023 if is_2023 else _Review2014)
+  decode = decoder.decode
+  for text in reader.texts():
+    reviews = _decode_lines(decoder, text)
+    if reviews and events.add_reviews(reviews, reader.count_filled):
+      continue
+    # One line is odd at least: each is judged by itself.
+    start, lines = reader.split(text)
     for number, line in enumerate(lines, start):
       if not line:
         continue
@@ -426,6 +488,33 @@ def literal_to_json(text: str) -> str | None:
   return ''.join(pieces)
 
 
+def requote_literal(text: str) -> str | None:
+  """As `literal_to_json` and far faster, for literals without a backslash.
+
+  There a string ends at the next quote of its own kind, and all that differs
+  from JSON is which quotes there are.
+
+  Returns:
+    JSON, what is no JSON, or None, as `literal_to_json`.
+  """
+  if '\\' in text:
+    return None
+  # JSON takes these for values, and Python takes them for names.
+  if 'null' in text or 'true' in text or 'false' in text:
+    return None
+  pieces, quote = text.split('"'), ''
+  for place, piece in enumerate(pieces):
+    if place and quote == "'":
+      pieces[place - 1] += '\\'
+    elif place:
+      quote = '' if quote else '"'
+    if quote != '"':
+      if piece.count("'") % 2:
+        quote = '' if quote else "'"
+      pieces[place] = piece.replace("'", '"')
+  return None if quote else '"'.join(pieces)
+
+
 def _evaluate_literal(text: str) -> Any:
   """`ast.literal_eval`, silent, and with ValueError as its one exception."""
   try:
@@ -447,15 +536,23 @@ def _decode_metadata(line: bytes) -> _Metadata:
   Raises:
     ValueError: it is neither, or its fields are of odd types.
   """
-  try:
-    return _METADATA.decode(line)
-  except msgspec.ValidationError:
-    raise
-  except RecursionError as error:
-    raise ValueError('nested too deep') from error
-  except msgspec.DecodeError:
-    pass
+  # No JSON starts so.
+  if not line.startswith(b"{'"):
+    try:
+      return _METADATA.decode(line)
+    except msgspec.ValidationError:
+      raise
+    except RecursionError as error:
+      raise ValueError('nested too deep') from error
+    except msgspec.DecodeError:
+      pass
   text = line.decode()
+  translated = requote_literal(text)
+  if translated is not None:
+    try:
+      return _METADATA.decode(translated)
+    except (msgspec.DecodeError, RecursionError):
+      pass  # The ways below decide, and say what is wrong.
   translated = literal_to_json(text)
   if translated is not None:
     try:
@@ -499,6 +596,12 @@ def _clean_name(value: Any) -> str | None:
   """
   if not isinstance(value, str) or len(value) > MAX_ATTRIBUTE_LENGTH:
     return None
+  return _clean_text(value)
+
+
+# Most names are those of many items.
+@functools.lru_cache(maxsize=1 << 15)
+def _clean_text(value: str) -> str | None:
   text = html.unescape(value).strip()
   if _TAG.search(text):
     return None
@@ -531,6 +634,27 @@ def _leaf(record: _Metadata, path: list[str]) -> str | None:
     names = [name for name in map(_clean_name, value[0]) if name]
     return names[-1] if names else None
   return path[-1] if path else None
+
+
+def _list_column(lists: Sequence[list[str] | None]) -> pl.Series:
+  """Lists with one name at least, or None, as a column of lists."""
+  # Given the lists, polars would make a series of each.
+  rows = np.arange(len(lists))
+  lengths = [len(names) if names else 0 for names in lists]
+  flat = itertools.chain.from_iterable(names for names in lists if names)
+  grouped = (
+    pl.DataFrame(
+      {
+        'row': np.repeat(rows, lengths),
+        'name': pl.Series(list(flat), dtype=pl.String),
+      }
+    )
+    .group_by('row', maintain_order=True)
+    .agg('name')
+  )
+  return pl.DataFrame({'row': rows}).join(
+    grouped, on='row', how='left', maintain_order='left'
+  )['name']
 
 
 def _read_metadata_files(
@@ -595,7 +719,7 @@ def _read_metadata_files(
   table = pl.DataFrame(
     {
       'category': pl.Series(leaves, dtype=pl.String),
-      'category_path': pl.Series(category_paths, dtype=pl.List(pl.String)),
+      'category_path': _list_column(category_paths),
       'brand': pl.Series(brands, dtype=pl.String),
       'price': pl.Series(prices, dtype=pl.Float64),
     }

@@ -17,6 +17,7 @@ from eain_jax.errors import InputError
 
 PARTS = ('train', 'valid', 'test')
 MAX_DRAWS = 1_000
+DRAWS_AT_ONCE = 1 << 17
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +54,12 @@ class Part:
 
 def _mix(x: np.ndarray) -> np.ndarray:
   """The splitmix64 finalizer: a bijection of uint64 that looks random."""
-  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return x ^ (x >> np.uint64(31))
+  x = x ^ (x >> np.uint64(30))
+  x *= np.uint64(0xBF58476D1CE4E5B9)
+  x ^= x >> np.uint64(27)
+  x *= np.uint64(0x94D049BB133111EB)
+  x ^= x >> np.uint64(31)
+  return x
 
 
 def hash_bits(*counters: np.ndarray | int) -> np.ndarray:
@@ -65,7 +69,7 @@ def hash_bits(*counters: np.ndarray | int) -> np.ndarray:
     for counter in counters:
       word = np.asarray(counter).astype(np.uint64)
       state = _mix(state + word * np.uint64(0x9E3779B97F4A7C15))
-      state = state + np.uint64(0xD1B54A32D192ED03)
+      state += np.uint64(0xD1B54A32D192ED03)
     return _mix(np.asarray(state))
 
 
@@ -142,6 +146,9 @@ class NegativeSampler:
     # One sorted key a (row, item) pair makes membership one binary search.
     had = np.sort(owner * self.num_items + self.item[entry])
     pending = np.arange(num_rows)
+    if negatives.size > len(had):
+      # Few of many are had: it is cheaper to look for those in the others.
+      pending = np.flatnonzero(self._may_be_rejected(negatives, had))
     for attempt in range(1, MAX_DRAWS):
       rejected = self._rejected(negatives[pending], pending, had)
       row, slot = np.nonzero(rejected)
@@ -157,7 +164,18 @@ class NegativeSampler:
       'lower --negatives or --eval_negatives'
     )
 
+  def _may_be_rejected(self, negatives, had) -> np.ndarray:
+    """bool [R], the rows that hold an item twice, or one of `had`."""
+    ordered = np.sort(negatives, axis=1)
+    found = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+    num_rows, num_negatives = ordered.shape
+    key = (np.arange(num_rows)[:, None] * self.num_items + ordered).ravel()
+    at = np.minimum(np.searchsorted(key, had), len(key) - 1)
+    found[at[key[at] == had] // num_negatives] = True
+    return found
+
   def _rejected(self, negatives, rows, had) -> np.ndarray:
+    """bool [R, K], the negatives that are to be drawn again."""
     key = rows[:, None] * self.num_items + negatives
     at = np.minimum(np.searchsorted(had, key), len(had) - 1)
     rejected = had[at] == key if len(had) else np.zeros(key.shape, bool)
@@ -233,6 +251,16 @@ def make_requests(log: EventLog, task: str) -> np.ndarray:
   return np.cumsum(new, dtype=np.int32) - 1
 
 
+def _first_rows(request: np.ndarray) -> np.ndarray:
+  """int64, the first row of each request, by the request's number."""
+  change = np.diff(request)
+  if (change < 0).any():
+    return np.unique(request, return_index=True)[1]
+  is_first = np.ones(len(request), bool)
+  is_first[1:] = change > 0
+  return np.flatnonzero(is_first)
+
+
 def split_requests(
   request: np.ndarray,
   user: np.ndarray,
@@ -247,7 +275,7 @@ def split_requests(
   `time`: requests by the time of their first event; the cuts fall between
   two timestamps, never within one.
   """
-  _, first = np.unique(request, return_index=True)
+  first = _first_rows(request)
   of_user, start = user[first], timestamp[first]
   part = np.zeros(len(first), np.int8)
   if split == 'time':
@@ -316,9 +344,8 @@ def make_part(
   task: str,
   request: np.ndarray,
   label: np.ndarray,
-  history_start: np.ndarray,
   history_end: np.ndarray,
-  min_history: int,
+  has_history: np.ndarray,
   use_skip_above: bool,
   num_negatives: int,
   sampler: NegativeSampler | None,
@@ -334,9 +361,8 @@ def make_part(
     task: next_item, rating or logged.
     request: int32 [N], every event's request.
     label: int8 [N], every event's label.
-    history_start: int64 [N], where the history of the event's user begins.
     history_end: int64 [N], where the history before the event ends.
-    min_history: history entries that an example needs.
+    has_history: bool [N], whether that is as long as an example needs.
     use_skip_above: apply (16-17).
     num_negatives: K, for `next_item`.
     sampler: draws evaluation candidates, for `next_item`.
@@ -347,7 +373,7 @@ def make_part(
   Returns:
     The part, and its counts.
   """
-  long_enough = history_end[rows] - history_start[rows] >= min_history
+  long_enough = has_history[rows]
   short = int(np.sum(~long_enough))
   rows = rows[long_enough]
   lost = 0
@@ -362,9 +388,12 @@ def make_part(
   if task == 'logged':
     # A log may list a request's rows apart; ranked lists stand together.
     rows = rows[np.argsort(request[rows], kind='stable')]
-  _, number = np.unique(request[rows], return_inverse=True)
-  part = Part(rows, history_end[rows], number.astype(np.int32), label[rows])
-  num_requests = int(number.max(initial=-1)) + 1
+  is_new = np.diff(request[rows], prepend=-1) > 0
+  number = np.cumsum(is_new, dtype=np.int32) - np.int32(1)
+  # For next_item an event's history ends where the event stands.
+  end = rows if task == 'next_item' else history_end[rows]
+  part = Part(rows, end, number, label[rows])
+  num_requests = int(np.sum(is_new))
   positives = int(np.sum(part.label))
   examples = len(rows)
   if task == 'next_item':
@@ -385,23 +414,25 @@ def make_part(
         shown = np.concatenate([log.item[rows][:, None], candidates], axis=1)
         truth = true_preference(rows, shown).astype(np.float32)
         part = dataclasses.replace(part, truth=truth)
-  with_positive = len(np.unique(part.request[part.label == 1]))
+  has_positive = np.zeros(num_requests, bool)
+  has_positive[number[part.label == 1]] = True
   counts = ExampleCounts(
     positives,
     examples,
     num_requests,
     short,
     lost,
-    num_requests - with_positive,
+    num_requests - int(np.sum(has_positive)),
   )
   return part, counts
 
 
 def _draw_in_blocks(sampler, rows, user, num_negatives) -> np.ndarray:
-  """Candidates for all rows, 65,536 at a time, to bound memory."""
+  """Candidates for all rows, so many at a time as stay in the cache."""
   out = np.empty((len(rows), num_negatives), np.int32)
-  for begin in range(0, len(rows), 65_536):
-    block = rows[begin : begin + 65_536]
+  step = max(1, DRAWS_AT_ONCE // num_negatives)
+  for begin in range(0, len(rows), step):
+    block = rows[begin : begin + step]
     out[begin : begin + len(block)] = sampler.draw(
       EVALUATION_STREAM, block, user[block], num_negatives
     )

@@ -208,9 +208,19 @@ def _time_codes(log: EventLog, name: str) -> tuple[np.ndarray, list[str]]:
     codes = (log.timestamp // SECONDS_PER_DAY + 3) % 7
     days = ['Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat', 'Sun']
     return codes.astype(np.int32), days
-  months = log.timestamp.astype('datetime64[s]').astype('datetime64[M]')
-  codes = (months.astype(np.int64) % 12).astype(np.int32)
-  return codes, [str(month) for month in range(1, 13)]
+  names = [str(month) for month in range(1, 13)]
+  day = log.timestamp // SECONDS_PER_DAY
+  first, last = int(day.min()), int(day.max())
+  if last - first < len(day):
+    # The calendar is slow, so each day is looked up in it once.
+    return _month_of_day(np.arange(first, last + 1))[day - first], names
+  return _month_of_day(day), names
+
+
+def _month_of_day(day: np.ndarray) -> np.ndarray:
+  """int32, the month, from 0, of days since 1 January 1970."""
+  month = day.astype('datetime64[D]').astype('datetime64[M]')
+  return (month.astype(np.int64) % 12).astype(np.int32)
 
 
 def encode_context(

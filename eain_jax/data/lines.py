@@ -144,37 +144,65 @@ class LineReader:
       InputError: the file is no text, a damaged or truncated gzip stream, or
         has a line of more than 16 MiB.
     """
+    return map(self.split, self.texts())
+
+  def texts(self) -> Iterator[bytes]:
+    """The lines of each block as they lie in the file, in one piece.
+
+    The taker counts them, before it asks for more: with `split`, or with
+    `count_filled` where it has found itself that no line is blank.
+
+    Raises:
+      InputError: as `blocks`.
+    """
     carry, is_first = b'', True
     for block in self._inflated():
       if is_first:
         self._check_text(block)
         block = block.removeprefix(BYTE_ORDER_MARK)
         is_first = False
-      *lines, carry = pieces = (carry + block).split(b'\n')
-      if max(map(len, pieces)) > MAX_LINE_BYTES:
-        place = [len(line) > MAX_LINE_BYTES for line in pieces].index(True)
-        raise InputError(
-          f'{self.path}, line {self._complete + place + 1}: longer than '
-          f'{MAX_LINE_BYTES >> 20} MiB, so this is not a file of records'
-        )
-      if lines:
-        yield self._count(lines)
+      end = block.rfind(b'\n') + 1
+      text = carry + block[:end]
+      text, carry = (text, block[end:]) if end else (b'', text + block)
+      if len(text) + len(carry) > MAX_LINE_BYTES:
+        self._check_lengths(text + carry)
+      if text:
+        yield text
     if carry and not self.truncated:
-      yield self._count([carry])
+      yield carry
     if self.truncated and not self._complete:
       raise InputError(
         f'{self.path} is a truncated gzip file without one complete line: '
         'download it again'
       )
 
-  def _count(self, lines: list[bytes]) -> tuple[int, list[bytes]]:
-    first = self._complete + 1
+  def split(self, text: bytes) -> tuple[int, list[bytes]]:
+    """Number of the first line of a text, and its lines, as `blocks` has them.
+
+    Counts the lines.
+    """
+    lines = text.removesuffix(b'\n').split(b'\n')
     lines = [b'' if line.isspace() else line.rstrip(b'\r') for line in lines]
     blank = lines.count(b'')
-    self.lines += len(lines) - blank
     self.blank += blank
-    self._complete += len(lines)
+    first = self.count_filled(len(lines) - blank)
+    self._complete += blank
     return first, lines
+
+  def count_filled(self, num: int) -> int:
+    """Counts `num` lines with content, and says the number of the first."""
+    first = self._complete + 1
+    self.lines += num
+    self._complete += num
+    return first
+
+  def _check_lengths(self, text: bytes) -> None:
+    for number, line in enumerate(text.split(b'\n'), self._complete + 1):
+      if len(line) > MAX_LINE_BYTES:
+        raise InputError(
+          f'{self.path}, line {number}: longer than {MAX_LINE_BYTES >> 20} '
+          'MiB, so this is not a file of records'
+        )
 
   def _check_text(self, block: bytes) -> None:
     head = block[:4096].lstrip(BYTE_ORDER_MARK + b' \t\r\n').lower()

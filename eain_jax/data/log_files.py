@@ -7,6 +7,7 @@ it, or a glob, is read by Polars, columns at a time.
 
 import array
 import collections
+import contextlib
 import csv
 import dataclasses
 import datetime
@@ -58,6 +59,8 @@ MAX_RATING = 1e30
 MAX_TIME = 2**53 - 1
 # Bytes; further than this no quoted field reaches, but a stray quote would.
 MAX_QUOTED = 1 << 17
+# Numbers in a range so wide are always looked up in a table of the range.
+MIN_TABLE = 1 << 16
 # What Hive calls the folder of rows without a value.
 HIVE_NULL = '__HIVE_DEFAULT_PARTITION__'
 
@@ -416,26 +419,37 @@ class _ParquetFile:
   blank: int = 0
   rejected: list[tuple[int, str, str]] = dataclasses.field(default_factory=list)
 
-  def read(self, wanted: Mapping[str, str], flag: str) -> pl.DataFrame:
+  def scan(self, wanted: Mapping[str, str], flag: str) -> pl.LazyFrame:
     """The wanted columns, under the names that the file has for them.
 
     Raises:
       InputError: the file is damaged or a column is not there.
     """
     columns = list(dict.fromkeys(wanted.values()))
-    try:
+    with self._errors():
       scan = pl.scan_parquet(self.path, glob=False, hive_partitioning=False)
       names = scan.collect_schema().names()
-      inherited = [name for name in self.partition if name not in names]
-      _require_columns(self.path, wanted, [*names, *inherited], flag)
-      frame = (
-        scan.with_columns(
-          pl.lit(self.partition[name], pl.String).alias(name)
-          for name in inherited
-        )
-        .select(columns)
-        .collect()
-      )
+    inherited = [name for name in self.partition if name not in names]
+    _require_columns(self.path, wanted, [*names, *inherited], flag)
+    return scan.with_columns(
+      pl.lit(self.partition[name], pl.String).alias(name) for name in inherited
+    ).select(columns)
+
+  def read(self, scan: pl.LazyFrame) -> pl.DataFrame:
+    """All rows, or those columns of them, that a scan of the file gives.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    with self._errors():
+      frame = scan.collect()
+    self.lines = frame.height
+    return frame
+
+  @contextlib.contextmanager
+  def _errors(self) -> Iterator[None]:
+    try:
+      yield
     except (
       pl.exceptions.PolarsError,
       pl.exceptions.PanicException,
@@ -444,8 +458,6 @@ class _ParquetFile:
       raise InputError(
         f'{self.path} cannot be read as Parquet: {_first_line(error)}'
       ) from error
-    self.lines = frame.height
-    return frame
 
   def reject(self, line: int, reason: str, text: bytes | str) -> None:
     """Notes a row that is not used; it has no text."""
@@ -579,17 +591,49 @@ def _parquet_codes(path: str, column: pl.Series) -> RawColumn:
       f'{path}: the column {column.name!r} is of type {column.dtype}; ids and '
       'categories must be text or integers'
     )
-  values = column.unique().drop_nulls()
-  if column.dtype == pl.String:
-    is_bad = values.str.contains('[\0\ufffd]') | ~values.str.contains(r'\S')
-    values = values.filter(~is_bad)
-  numbered = pl.DataFrame(
-    {'value': values, 'code': np.arange(len(values), dtype=np.int32)}
+  if column.dtype.is_integer():
+    wide = column.cast(pl.Int64, strict=False)
+    if wide.null_count() == column.null_count():
+      codes, numbers = _integer_codes(wide)
+      return RawColumn(codes, pl.Series(numbers).cast(pl.String))
+  column = column.cast(pl.String)
+  # Categories hash each string once, where unique and a join do it thrice.
+  codes, numbers = _integer_codes(
+    column.cast(pl.Categorical).to_physical().cast(pl.Int64)
   )
-  codes = pl.DataFrame({'value': column}).join(
-    numbered, on='value', how='left', maintain_order='left'
-  )['code']
-  return RawColumn(codes.fill_null(-1).to_numpy(), values.cast(pl.String))
+  row = np.zeros(len(numbers) + 1, np.int64)
+  row[codes] = np.arange(len(codes))
+  values = column.gather(row[:-1])
+  is_bad = values.str.contains('[\0\ufffd]') | ~values.str.contains(r'\S')
+  if is_bad.any():
+    good = np.flatnonzero(~is_bad)
+    code = np.full(len(values) + 1, -1, np.int32)
+    code[good] = np.arange(len(good))
+    codes, values = code[codes], values.gather(good)
+  return RawColumn(codes, values)
+
+
+def _integer_codes(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+  """int32 codes (-1 for null) of an int64 column; its distinct numbers."""
+  value = column.drop_nulls().to_numpy()
+  if not len(value):
+    return np.full(len(column), -1, np.int32), value
+  low = int(value.min())
+  size = int(value.max()) - low + 1
+  if size <= 2 * len(value) + MIN_TABLE:
+    place = value - low
+    is_there = np.zeros(size, bool)
+    is_there[place] = True
+    codes = (np.cumsum(is_there, dtype=np.int32) - 1)[place]
+    numbers = np.flatnonzero(is_there) + low
+  else:
+    numbers, codes = np.unique(value, return_inverse=True)
+    codes = codes.astype(np.int32)
+  if len(value) < len(column):
+    given = codes
+    codes = np.full(len(column), -1, np.int32)
+    codes[column.is_not_null().to_numpy()] = given
+  return codes, numbers
 
 
 def _parquet_numbers(
@@ -619,15 +663,23 @@ def _read_parquet(
   path: str, files: Sequence[_ParquetFile], columns: Mapping[str, str]
 ) -> tuple[RawEvents, list[Reader], list[dict[str, Any]], list[str]]:
   """The events of Parquet files."""
-  frames = [file.read(columns, '--columns') for file in files]
-  try:
-    frame = pl.concat(frames, how='vertical_relaxed')
-  except pl.exceptions.PolarsError as error:
-    raise InputError(
-      f'{path}: its files differ in the types of their columns: '
-      f'{_first_line(error)}'
-    ) from error
-  reason_of_row = np.zeros(frame.height, np.int8)
+  scans = [file.scan(columns, '--columns') for file in files]
+
+  def read(column: str) -> pl.Series:
+    # One column at a time: as ids it takes a fraction of the memory.
+    frames = [
+      file.read(scan.select(column))
+      for file, scan in zip(files, scans, strict=True)
+    ]
+    try:
+      return pl.concat(frames, how='vertical_relaxed')[column]
+    except pl.exceptions.PolarsError as error:
+      raise InputError(
+        f'{path}: its files differ in the types of their columns: '
+        f'{_first_line(error)}'
+      ) from error
+
+  reason_of_row = np.zeros(0, np.int8)
   reasons = ['']
 
   def refuse(rows: np.ndarray, reason: str) -> None:
@@ -637,16 +689,21 @@ def _read_parquet(
   codes, numbers = {}, {}
   unit = 'seconds'
   for name, column in columns.items():
-    series = frame[column]
+    series = read(column)
+    if not codes and not numbers:
+      reason_of_row = np.zeros(len(series), np.int8)
     if name == 'timestamp':
       time = _parquet_time(path, series)
       missing = time.is_null().to_numpy()
       refuse(missing, 'the timestamp is missing or out of range')
-      numbers[name] = time.fill_null(0).to_numpy().copy()
-      odd = np.zeros_like(missing)
-      numbers[name][~missing], unit, odd[~missing] = to_seconds(
-        numbers[name][~missing]
-      )
+      if not missing.any():
+        numbers[name], unit, odd = to_seconds(time.to_numpy())
+      else:
+        numbers[name] = time.fill_null(0).to_numpy().copy()
+        odd = np.zeros_like(missing)
+        numbers[name][~missing], unit, odd[~missing] = to_seconds(
+          numbers[name][~missing]
+        )
       refuse(odd, _odd_time(unit))
     elif name in ('rating', 'label', 'position'):
       numbers[name], bad = _parquet_numbers(path, name, series)
@@ -664,13 +721,14 @@ def _read_parquet(
     ]
   _check_all_rejected(path, files)
   kept = reason_of_row == 0
-  left = {
-    name: RawColumn(column.codes[kept], column.values)
-    for name, column in codes.items()
-  }
-  numbers = {name: column[kept] for name, column in numbers.items()}
+  if not kept.all():
+    codes = {
+      name: RawColumn(column.codes[kept], column.values)
+      for name, column in codes.items()
+    }
+    numbers = {name: column[kept] for name, column in numbers.items()}
   return (
-    _raw_events(left, numbers, columns),
+    _raw_events(codes, numbers, columns),
     list(files),
     [file.source('parquet') for file in files],
     _time_note(Path(path).name, unit),
@@ -776,7 +834,7 @@ def _read_items(
   if files:
     for file in files:
       # A column may be wanted twice, as the key and as an attribute.
-      frame = file.read(wanted, '--items').select(
+      frame = file.read(file.scan(wanted, '--items')).select(
         pl.col(column).alias(str(place))
         for place, column in enumerate(wanted.values())
       )

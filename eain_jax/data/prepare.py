@@ -237,6 +237,7 @@ def prepare(config: PrepareConfig, output_dir: str | Path) -> dict[str, Any]:
   history_event, history_start, history_end = _histories(
     log, task, request, label
   )
+  has_history = history_end - history_start[log.user] >= min_history
   user_start = examples.user_offsets(log.user, len(log.users))
   train_count = np.bincount(log.item[train_rows], minlength=len(log.items))
   sampler = None
@@ -261,9 +262,8 @@ def prepare(config: PrepareConfig, output_dir: str | Path) -> dict[str, Any]:
       task=task,
       request=request,
       label=label,
-      history_start=history_start[log.user],
       history_end=history_end,
-      min_history=min_history,
+      has_history=has_history,
       use_skip_above=config.skip_above,
       num_negatives=config.negatives if number == 0 else config.eval_negatives,
       sampler=sampler,
@@ -310,9 +310,7 @@ def prepare(config: PrepareConfig, output_dir: str | Path) -> dict[str, Any]:
     'item': log.items,
     'train_count': train_count,
     **{
-      f'{name}_id': pl.Series(ids.tolist(), dtype=pl.List(pl.Int32))
-      if ids.ndim == 2
-      else ids
+      f'{name}_id': pl.Series(ids).arr.to_list() if ids.ndim == 2 else ids
       for name, ids in item_ids.items()
     },
   }

@@ -4,6 +4,7 @@ import ast
 import gzip
 import json
 import math
+import re
 from pathlib import Path
 
 import polars as pl
@@ -11,12 +12,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from eain_jax.data import amazon, lines
 from eain_jax.data.amazon import (
   _decode_metadata,
   detect_format,
   literal_to_json,
   parse_price,
   read_amazon,
+  requote_literal,
 )
 from eain_jax.data.lines import ReadOptions
 from eain_jax.errors import InputError
@@ -501,17 +504,22 @@ def strict_json(text):
   return json.loads(text, parse_constant=refuse)
 
 
+@pytest.mark.parametrize('translate', [literal_to_json, requote_literal])
 @settings(deadline=None, max_examples=1_500)
-@given(st.lists(PIECES, max_size=9).map(''.join))
+@given(text=st.lists(PIECES, max_size=9).map(''.join))
 @example("'\\ud83d\\ude00'")
+@example('\'a"b\' "c\'d"')
+@example('["it\'s", \'"\']')
+@example('\'""\'')
+@example("b'a'")
 @example("'\\/'")
 @example('"a" "b"')
 @example("{'a': true}")
 @example('[1 2]')
 @example("'''a'''")
 @example('\u0661')
-def test_what_becomes_json_is_what_python_reads(text):
-  translated = literal_to_json(text)
+def test_what_becomes_json_is_what_python_reads(translate, text):
+  translated = translate(text)
   if translated is None:
     return
   try:
@@ -519,6 +527,36 @@ def test_what_becomes_json_is_what_python_reads(text):
   except ValueError:
     return  # The slow way decides.
   assert repr(ast.literal_eval(text.strip(' \t\n\r'))) == repr(value)
+
+
+@settings(deadline=None, max_examples=300)
+@given(LITERALS)
+def test_requoting_is_for_what_needs_no_backslash(value):
+  text = repr(value)
+  translated = requote_literal(text)
+  words = ('\\', 'null', 'true', 'false')
+  assert (translated is None) == any(word in text for word in words)
+  # Python's own words and numbers are left for another way.
+  if not any(w in text for w in ('\\', 'None', 'True', 'False', 'nan', 'inf')):
+    assert translated is None or json.loads(translated) == value
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.lists(PIECES, max_size=9).map(''.join), st.sampled_from(['', '7']))
+def test_metadata_is_the_same_without_requoting(text, asin):
+  line = f"{{'asin': {asin or repr(ITEM)}, 'price': {text}}}".encode()
+
+  def outcome():
+    try:
+      return repr(_decode_metadata(line))
+    except ValueError as error:
+      # Python says where the node is that it does not take.
+      return re.sub('0x[0-9a-f]+', '', str(error))
+
+  quick = outcome()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(amazon, 'requote_literal', lambda text: None)
+    assert outcome() == quick
 
 
 @pytest.mark.parametrize(
@@ -704,6 +742,50 @@ def test_mangled_lines_are_good_bad_or_blank(tmp_path, data):
     assert counts['lines'] + counts['blank'] == 40
     logs.append((as_rows(log), rejected.rows()))
   assert logs[0] == logs[1]
+
+
+# What a block of lines may hold beside one object a line.
+REVIEW = json.dumps(review_2014(*EVENTS[0]))
+ODD_LINES = [
+  *(json.dumps(review_2014(*event)) for event in EVENTS),
+  REVIEW + REVIEW,
+  f'{REVIEW} {REVIEW}',
+  REVIEW.replace(', ', ',\n'),
+  REVIEW.replace('}', '\n}'),
+  REVIEW.replace('[0, 1]', '[{}\n{}]'),
+  REVIEW.replace('[0, 1]', '{}\n,{}'),
+  REVIEW.replace('good', '{}\n{'),
+  REVIEW[: len(REVIEW) // 2],
+  REVIEW.replace(USER, ''),
+  REVIEW.replace(USER, 'a\ufffd'),
+  REVIEW.replace('5.0', '1e7'),
+  REVIEW.replace('5.0', '9' * 400),
+  REVIEW.replace('1393545600', '0.5'),
+  f' {REVIEW}',
+  f'{REVIEW}\r',
+  '{}',
+  '',
+]
+
+
+@fast
+@given(st.lists(st.sampled_from(ODD_LINES), max_size=12), st.booleans())
+def test_blocks_of_lines_equal_lines_one_by_one(tmp_path, odd, is_ended):
+  content = '\n'.join([REVIEW, *odd]) + '\n' * is_ended
+  path = write(tmp_path / 'a', content)
+
+  def outcome():
+    log, rejected = read_amazon([path], [], ReadOptions(max_rejected=1.0))
+    return as_rows(log), log.counts, rejected.rows()
+
+  # Blocks of one line or so, many of them whole.
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(lines, 'BLOCK_BYTES', 4 * len(REVIEW))
+    small = outcome()
+  in_blocks = outcome()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(amazon, '_decode_lines', lambda decoder, text: None)
+    assert small == in_blocks == outcome()
 
 
 # Bad files.
@@ -910,15 +992,22 @@ def test_real_digital_music_is_truncated(tmp_path):
 @pytest.mark.real_data
 def test_real_metadata_literals_equal_python_s():
   [path] = real('amazon_2014_digital_music/meta_Digital_Music.json.gz')
-  lines = []
+  found = []
   with gzip.open(path, 'rt') as file:
     try:
       for line in file:
-        lines.append(line)
+        found.append(line)
     except EOFError:
       pass
-  assert len(lines) > 7_000
-  for line in lines[::7]:
+  assert len(found) > 7_000
+  num_requoted = 0
+  for line in found[::7]:
     translated = literal_to_json(line)
     assert translated is not None
-    assert json.loads(translated) == ast.literal_eval(line)
+    value = ast.literal_eval(line)
+    assert json.loads(translated) == value
+    requoted = requote_literal(line)
+    if requoted is not None and 'None' not in line and 'True' not in line:
+      num_requoted += 1
+      assert json.loads(requoted) == value
+  assert num_requoted > len(found) // 10

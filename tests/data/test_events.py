@@ -13,6 +13,7 @@ from eain_jax.data.events import (
   Codes,
   RawColumn,
   RawEvents,
+  _canonical_order,
   check_rejected,
   clean_events,
   k_core,
@@ -174,6 +175,27 @@ def test_cleaning_equals_a_loop_over_rows(rows, requests):
   if requests:
     first_seen = list(dict.fromkeys(row[4] for row in expected))
     assert log.request.tolist() == [first_seen.index(r[4]) for r in expected]
+
+
+@settings(deadline=None)
+@given(
+  st.lists(st.tuples(st.integers(0, 3), st.integers(-3, 3)), min_size=1),
+  # The last is beyond what a user and a time have room for in 64 bits.
+  st.sampled_from([1, 86_400, 2**40, 2**61]),
+)
+def test_canonical_order_equals_a_sort(rows, unit):
+  user, time = np.array(rows, np.int64).T
+  order = _canonical_order(user.astype(np.int32), time * unit)
+  assert order.tolist() == sorted(range(len(rows)), key=lambda n: rows[n])
+
+
+def test_codes_number_what_they_accept():
+  codes = Codes(lambda text: text != 'no')
+  assert codes.of(['a', 'no', 'b', 'a', 'no']).tolist() == [0, -1, 1, 0, -1]
+  assert (codes('c'), codes('no'), codes.get('b'), codes.get('d')) == (
+    (2, -1, 1, None)
+  )
+  assert codes.values().to_list() == ['a', 'b', 'c']
 
 
 @settings(deadline=None)

@@ -131,6 +131,41 @@ def test_negatives_are_never_items_that_the_user_had(random_log, exclusion):
     assert len(set(negatives[row])) == 12
 
 
+def drawn_one_by_one(sampler, had, event, num_negatives):
+  """One row of candidates by the rule: draw again what may not stand."""
+  draw = lambda slot, attempt: int(
+    sampler._draw(examples.EVALUATION_STREAM, event, slot, attempt)
+  )
+  row = [draw(slot, 0) for slot in range(num_negatives)]
+  for attempt in range(1, examples.MAX_DRAWS):
+    again = [
+      slot for slot in range(num_negatives)
+      if row[slot] in had or row[slot] in row[:slot]
+    ]  # fmt: skip
+    if not again:
+      return row
+    for slot in again:
+      row[slot] = draw(slot, attempt)
+
+
+# Few candidates a row and many, in one block and in many.
+@pytest.mark.parametrize('num_negatives', [1, 3, 25])
+@pytest.mark.parametrize('draws_at_once', [1, 100, 1 << 17])
+@pytest.mark.parametrize('sampling', ['uniform', 'popularity'])
+def test_candidates_equal_a_loop_over_rows(
+  random_log, monkeypatch, num_negatives, draws_at_once, sampling
+):
+  log = random_log
+  monkeypatch.setattr(examples, 'DRAWS_AT_ONCE', draws_at_once)
+  sampler = sampler_of(log, sampling=sampling)
+  rows = np.arange(3, 500, 7)
+  candidates = examples._draw_in_blocks(sampler, rows, log.user, num_negatives)
+  for row, found in zip(rows, candidates.tolist(), strict=True):
+    mine = (log.user == log.user[row]) & (np.arange(500) <= row)
+    had = set(log.item[mine].tolist())
+    assert found == drawn_one_by_one(sampler, had, row, num_negatives)
+
+
 def test_an_item_that_comes_later_may_be_a_negative(random_log):
   log = random_log
   negatives = sampler_of(log).draw(0, np.arange(500), log.user, 12)

@@ -523,6 +523,42 @@ def test_parquet_ids(tmp_path, ids):
   assert as_rows(log) == [('10', '10', 1), ('10', '10', 3), ('9', '9', 2)]
 
 
+@pytest.mark.parametrize(
+  'ids',
+  [
+    [3, -2, 3, None, 0],
+    [10**6, -(10**6), 10**6, None, 9],
+    [2**63 - 1, -(2**63), 2**63 - 1, None, 0],
+    pl.Series([2**64 - 1, 0, 2**64 - 1, None, 7], dtype=pl.UInt64),
+    pl.Series([2**100, -5, 2**100, None, 7], dtype=pl.Int128),
+    pl.Series([100, -128, 100, None, 127], dtype=pl.Int8),
+    ['x' * 40, 'é', 'x' * 40, None, 'y'],
+    pl.Series(['b', 'a', 'b', None, 'c'], dtype=pl.Categorical),
+    [True, False, True, None, True],
+  ],
+)
+def test_parquet_ids_of_any_range(tmp_path, ids):
+  path = tmp_path / 'a'
+  ids = pl.Series(ids)
+  # Other strings come first, and one that is no id.
+  frame = pl.DataFrame(
+    {'u': ['v', 'u', '\0', ' ', 'v'], 'i': ids, 't': range(5), 'c': ids}
+  )
+  frame.write_parquet(path)
+  log, rejected = read(path, COLUMNS | {'device': 'c'}, LENIENT)
+  texts = ids.cast(pl.String).to_list()
+  assert as_rows(log) == [
+    ('u', texts[1], 1),
+    ('v', texts[0], 0),
+    ('v', texts[4], 4),
+  ]
+  device = log.context['device']
+  assert device.values.gather(device.codes).to_list() == (
+    [texts[1], texts[0], texts[4]]
+  )
+  assert [row for row, _ in rejected] == [3, 4]
+
+
 def test_bad_parquet_values_are_rejected_with_file_and_row(tmp_path):
   frame = pl.DataFrame(
     {
