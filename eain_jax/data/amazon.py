@@ -525,6 +525,9 @@ def _evaluate_literal(text: str) -> Any:
   except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
     reason = getattr(error, 'msg', None) or 'nested too deep'
     raise ValueError(f'neither JSON nor a Python literal: {reason}') from error
+  except ValueError as error:
+    # It names an object by its address, which no two runs share.
+    raise ValueError(re.sub(r' at 0x[0-9a-f]+', '', str(error))) from error
 
 
 _METADATA = msgspec.json.Decoder(_Metadata)

@@ -22,6 +22,8 @@ from eain_jax.errors import InputError
 from eain_jax.training.step import StepFn
 
 STEPS_A_CALL = 16
+# Measured on a CPU: sorting 46,000 ids takes as long as marking 1.5 M rows.
+MAX_ROWS_AN_ID = 32
 INT32_MAX = np.iinfo(np.int32).max
 
 
@@ -79,26 +81,39 @@ def make_columns(stream: TrainStream) -> Columns:
   )
 
 
+def _distinct(
+  ids_X: jax.Array, num_rows: int, planned: int
+) -> tuple[jax.Array, jax.Array]:
+  """The distinct ids, sorted, [planned], and the place of each id there.
+
+  Places that are not needed hold numbers beyond the table, in rising order.
+  """
+  beyond_Q = num_rows + jnp.arange(planned, dtype=jnp.int32)
+  if num_rows > MAX_ROWS_AN_ID * ids_X.size:
+    distinct_Q, place_X = jnp.unique(
+      ids_X, size=planned, fill_value=num_rows, return_inverse=True
+    )
+    distinct_Q = jnp.where(distinct_Q >= num_rows, beyond_Q, distinct_Q)
+    return distinct_Q, place_X.reshape(ids_X.shape).astype(jnp.int32)
+  # Marking the rows of a table that is not much larger beats sorting the ids.
+  is_used_V = jnp.zeros(num_rows, jnp.int32).at[ids_X].set(1)
+  place_V = jnp.cumsum(is_used_V) - 1
+  row_V = jnp.arange(num_rows, dtype=jnp.int32)
+  at_V = jnp.where(is_used_V > 0, place_V, planned)
+  return beyond_Q.at[at_V].set(row_V, mode='drop'), place_V[ids_X]
+
+
 def _plan(
   ids_by_feature: Mapping[str, jax.Array], features: Sequence[Feature]
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-  """As `data.row_plan.plan_rows`, by sorting: rows, and local ids."""
+  """As `data.row_plan.plan_rows`: rows, and local ids."""
   rows, local = {}, {}
   for feature in features:
     ids = ids_by_feature[feature.name]
     planned = planned_rows(feature, ids.size)
     padded = jnp.concatenate([jnp.full((1,), PADDING, jnp.int32), ids.ravel()])
-    distinct, place = jnp.unique(
-      padded,
-      size=planned,
-      fill_value=feature.num_rows,
-      return_inverse=True,
-    )
-    # Unused places need numbers of their own, in rising order.
-    unused = distinct >= feature.num_rows
-    beyond = feature.num_rows + jnp.arange(planned, dtype=jnp.int32)
-    rows[feature.name] = jnp.where(unused, beyond, distinct)
-    local[feature.name] = place[1:].reshape(ids.shape).astype(jnp.int32)
+    rows[feature.name], place = _distinct(padded, feature.num_rows, planned)
+    local[feature.name] = place[1:].reshape(ids.shape)
   return rows, local
 
 

@@ -13,6 +13,7 @@ from eain_jax.data.dataset import open_dataset
 from eain_jax.data.prepare import prepare
 from eain_jax.errors import InputError
 from eain_jax.models import make_model
+from eain_jax.training import device_data
 from eain_jax.training.device_data import assemble, make_device_runner
 from eain_jax.training.loop import fit
 from eain_jax.training.step import make_train_step
@@ -65,6 +66,19 @@ def meaning(batch, features):
       )
     )
   return found
+
+
+@pytest.mark.parametrize('most', [0, 32])
+def test_distinct_ids_by_marking_and_by_sorting(monkeypatch, most):
+  monkeypatch.setattr(device_data, 'MAX_ROWS_AN_ID', most)
+  ids = np.array([5, 0, 5, 9, 2], np.int32)
+  rows, place = device_data._distinct(ids, 10, 6)
+  expected = np.array([0, 2, 5, 9])
+  np.testing.assert_array_equal(rows[:4], expected)
+  # Beyond the table, and in order.
+  assert rows[4] >= 10
+  assert rows[5] > rows[4]
+  np.testing.assert_array_equal(expected[place], ids)
 
 
 @pytest.mark.parametrize('with_rows', [False, True])
