@@ -9,6 +9,7 @@ last line of its output is a JSON object of the last row, for paired runners.
 import json
 from pathlib import Path
 
+import jax
 import rich
 from absl import flags
 
@@ -73,6 +74,8 @@ def main() -> None:
   refuse_existing(output_dir)
   output_dir.mkdir(parents=True, exist_ok=True)
   config, file = plan.config, output_dir / 'benchmark.json'
+  # Seconds of compilation are those of a machine that has not seen the step.
+  jax.config.update('jax_enable_compilation_cache', False)
   with reporting.BenchmarkDisplay() as display:
     result = run_benchmark(
       plan,

@@ -417,6 +417,27 @@ class EvalStream:
     return self.packer.pack(rows, items, label, np.ones_like(label), 0)
 
 
+def _evaluation_packer(
+  dataset: Dataset, part: Part, num_requests: int, num_candidates: int
+) -> Packer:
+  """A packer with one static shape for all batches of a part.
+
+  They are taken in order and there are few, so the longest is looked up, where
+  training, which meets random ones for ever, takes what nearly all stay below.
+  """
+  history_length = dataset.config.history_length
+  packer = Packer(dataset, part, history_length, num_requests, 0, 0)
+  start, end = packer.history_range(np.arange(len(part)))
+  first = np.arange(0, len(part), num_requests)
+  most_events = int(np.add.reduceat(end - start, first).max())
+  most_items = most_events + num_requests * num_candidates
+  return dataclasses.replace(
+    packer,
+    base_events=_round_up(max(1, most_events)),
+    base_items=_round_up(1 + min(most_items, dataset.num_items)),
+  )
+
+
 def make_eval_stream(
   dataset: Dataset,
   part_name: str,
@@ -434,9 +455,8 @@ def make_eval_stream(
     if max_negatives is not None:
       num_candidates = min(num_candidates, 1 + max_negatives)
   num_requests = min(max(1, batch_size // num_candidates), len(part))
-  return EvalStream(
-    _make_packer(dataset, part, num_requests, num_candidates), num_candidates
-  )
+  packer = _evaluation_packer(dataset, part, num_requests, num_candidates)
+  return EvalStream(packer, num_candidates)
 
 
 def prefetch(

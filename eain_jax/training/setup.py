@@ -74,10 +74,19 @@ def _open_stream(
     raise InputError(str(error)) from error
 
 
-def _sizes_of_update(
-  dataset: Dataset, stream: TrainStream, table_width: int
+def _table_update(
+  dataset: Dataset,
+  model_name: str,
+  model_config: ModelConfig,
+  config: TrainConfig,
 ) -> TableUpdate:
-  return measure_update(dataset.features, stream.planned(), table_width)
+  """The sizes of both updates, as on one device."""
+  return measure_update(
+    dataset.features,
+    _open_stream(dataset, config, 1).planned(),
+    make_model(model_name, model_config).table_width,
+    bool(config.l2 or model_config.table_l2),
+  )
 
 
 def resolve_config(
@@ -97,10 +106,8 @@ def resolve_config(
   if not config.batch_size:
     config = dataclasses.replace(config, batch_size=_batch_size(dataset))
   if config.table_update == 'auto':
-    stream = _open_stream(dataset, config, 1)
-    width = make_model(model_name, model_config).table_width
-    update = _sizes_of_update(dataset, stream, width)
-    config = dataclasses.replace(config, table_update=update.cheaper)
+    update = _table_update(dataset, model_name, model_config, config)
+    config = dataclasses.replace(config, table_update=update.choice)
   return config
 
 
@@ -126,12 +133,10 @@ def set_up(
   )
   num_shards = parallel.num_shards(config.parallelism)
   stream = _open_stream(dataset, config, num_shards)
-  update = _sizes_of_update(dataset, stream, model.table_width)
-  notes = [update.describe(config.table_update)]
-  if config.table_update == 'rowwise':
-    stream = dataclasses.replace(stream, with_rows=True)
-    if config.l2 or model_config.table_l2:
-      notes.append("the L2 penalty takes the batch's rows of each table only")
+  stream = dataclasses.replace(
+    stream, with_rows=config.table_update == 'rowwise'
+  )
+  update = _table_update(dataset, model_name, model_config, config)
   features = dataset.features
   num_steps = stream.steps_per_epoch * config.epochs
   optimizer = make_optimizer(config, num_steps)
@@ -150,5 +155,5 @@ def set_up(
     parallel.compile_train_step(train_step, config.parallelism),
     jax.jit(make_score_step(model, features)),
     device_runner,
-    tuple(notes),
+    (update.describe(config.table_update),),
   )
