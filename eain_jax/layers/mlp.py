@@ -4,6 +4,7 @@ Dropout draws its mask from (step key, layer, example, unit) by a hash, so an
 example meets the same mask on one device or on eight, at any padding.
 """
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -47,6 +48,57 @@ def dropout(
   return jnp.where(kept_BH, x_BH * scale, jnp.zeros((), x_BH.dtype))
 
 
+def _gate(x_NH: jax.Array, alpha_H: jax.Array, z_NH: jax.Array) -> jax.Array:
+  """p x + (1 - p) alpha x, p the sigmoid of z, the standardised x."""
+  alpha_1H = alpha_H[None]
+  p_NH = jax.nn.sigmoid(z_NH)
+  return x_NH * (alpha_1H + (1 - alpha_1H) * p_NH)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _batch_dice(x_NH, alpha_H, share_N, epsilon, axis_name):
+  """Dice over a batch: [N, H], and the mean and variance, each [H].
+
+  Sums over rows are products with a vector: on a CPU they run at the speed of
+  memory, where XLA's own reductions over the first axis do not.
+
+  Args:
+    x_NH: float32.
+    alpha_H: float32.
+    share_N: float32, what each row counts; over all devices they sum to one.
+    epsilon: added to the variance.
+    axis_name: mapped axis of the devices, or None.
+  """
+  add = lambda z: jax.lax.psum(z, axis_name) if axis_name else z
+  mean_H = add(share_N @ x_NH)
+  centred_NH = x_NH - mean_H[None]
+  variance_H = add(share_N @ jnp.square(centred_NH))
+  inverse_H = jax.lax.rsqrt(variance_H + epsilon)
+  return _gate(x_NH, alpha_H, centred_NH * inverse_H[None]), mean_H, variance_H
+
+
+@_batch_dice.defjvp
+def _batch_dice_jvp(epsilon, axis_name, primals, tangents):
+  (x_NH, alpha_H, share_N), (dx_NH, dalpha_H, _) = primals, tangents
+  out = _batch_dice(x_NH, alpha_H, share_N, epsilon, axis_name)
+  _, mean_H, variance_H = out
+  add = lambda z: jax.lax.psum(z, axis_name) if axis_name else z
+  inverse_H = jax.lax.rsqrt(variance_H + epsilon)
+  z_NH = (x_NH - mean_H[None]) * inverse_H[None]
+  p_NH = jax.nn.sigmoid(z_NH)
+  dmean_H = add(share_N @ dx_NH)
+  along_H = add(share_N @ (z_NH * dx_NH))
+  # Of the standardised x: its mean moves, and its scale.
+  dz_NH = inverse_H[None] * (dx_NH - dmean_H[None] - z_NH * along_H[None])
+  alpha_1H = alpha_H[None]
+  dout_NH = (
+    dx_NH * (alpha_1H + (1 - alpha_1H) * p_NH)
+    + x_NH * (1 - alpha_1H) * p_NH * (1 - p_NH) * dz_NH
+    + dalpha_H[None] * (x_NH * (1 - p_NH))
+  )
+  return out, (dout_NH, dmean_H, 2 * along_H / inverse_H)
+
+
 class Dice(nn.Module):
   """Dice (DIN, section 5.3): p x + (1 - p) alpha x, p = sigmoid((x - m) / s).
 
@@ -69,25 +121,25 @@ class Dice(nn.Module):
     alpha_H = self.param('alpha', nn.initializers.zeros, dim)
     mean = self.variable('stats', 'mean', jnp.zeros, dim)
     variance = self.variable('stats', 'variance', jnp.ones, dim)
-    value = x.astype(jnp.float32)
-    axes = tuple(range(x.ndim - 1))
-    as_row = lambda z_H: jnp.expand_dims(z_H, axes)
+    x_NH = jnp.asarray(x, jnp.float32).reshape(-1, *dim)
     if train:
-      weight = valid[..., None].astype(jnp.float32)
-      add = lambda z: jax.lax.psum(z, self.axis_name) if self.axis_name else z
-      count = jnp.maximum(add(weight.sum()), 1.0)
-      mean_H = add((value * weight).sum(axes)) / count
-      squared = jnp.square(value - as_row(mean_H))
-      variance_H = add((squared * weight).sum(axes)) / count
+      weight_N = valid.reshape(-1).astype(jnp.float32)
+      count = weight_N.sum()
+      if self.axis_name:
+        count = jax.lax.psum(count, self.axis_name)
+      share_N = weight_N / jnp.maximum(count, 1.0)
+      out_NH, mean_H, variance_H = _batch_dice(
+        x_NH, alpha_H, share_N, self.epsilon, self.axis_name
+      )
       if not self.is_initializing():
         keep = STATISTICS_MOMENTUM
         mean.value = keep * mean.value + (1 - keep) * mean_H
         variance.value = keep * variance.value + (1 - keep) * variance_H
     else:
-      mean_H, variance_H = mean.value, variance.value
-    inverse_H = jax.lax.rsqrt(variance_H + self.epsilon)
-    p = jax.nn.sigmoid((value - as_row(mean_H)) * as_row(inverse_H))
-    return (p * value + (1 - p) * as_row(alpha_H) * value).astype(x.dtype)
+      inverse_H = jax.lax.rsqrt(variance.value + self.epsilon)
+      z_NH = (x_NH - mean.value[None]) * inverse_H[None]
+      out_NH = _gate(x_NH, alpha_H, z_NH)
+    return out_NH.reshape(x.shape).astype(x.dtype)
 
 
 class PReLU(nn.Module):
