@@ -112,34 +112,38 @@ class Batches:
 
 
 def compile_all(subject: Subject, batches: Batches) -> dict[str, Any]:
-  """Compiles the step for every shape, and describes the commonest program.
+  """Runs the step once for every shape.
 
   Returns:
-    `compile_s`: seconds until it can run, over all shapes; `compilations`;
-    `program`: see `xla_counts`, with `matmul_flops`; `hlo`: its text.
+    `compile_s`: seconds until all have run; `compilations`.
   """
   with CompilationCounter() as counter:
     start = time.perf_counter()
-    programs = {
-      key: subject.step.lower(*subject.arguments(batch)).compile()
-      for key, batch in batches.by_signature.items()
-    }
-    seconds = time.perf_counter() - start
     for batch in batches.by_signature.values():
       subject.run_to_end(batch)
+    seconds = time.perf_counter() - start
+  return {'compile_s': seconds, 'compilations': counter.count}
+
+
+def describe_program(
+  subject: Subject, batches: Batches
+) -> tuple[dict[str, Any], str]:
+  """What the commonest shape's program asks for, and its text.
+
+  It is compiled anew for that, so call it when memory has been measured.
+
+  Returns:
+    see `xla_counts`, with `matmul_flops` of a step; and the optimised HLO.
+  """
   arguments = subject.arguments(batches.by_signature[batches.commonest])
-  commonest = programs[batches.commonest]
   static = tuple(n for n, x in enumerate(arguments) if isinstance(x, int))
   flops = matmul_flops(subject.step, *arguments, static_argnums=static)
-  return {
-    'compile_s': seconds,
-    'compilations': counter.count,
-    'program': {
-      **xla_counts(commonest),
-      'matmul_flops': flops // subject.steps_a_call,
-    },
-    'hlo': commonest.as_text(),
+  compiled = subject.step.lower(*arguments).compile()
+  program = {
+    **xla_counts(compiled),
+    'matmul_flops': flops // subject.steps_a_call,
   }
+  return program, compiled.as_text()
 
 
 def measure_step(

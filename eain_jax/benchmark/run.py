@@ -16,6 +16,7 @@ from eain_jax.benchmark.ceilings import measure_ceilings
 from eain_jax.benchmark.measure import (
   Batches,
   compile_all,
+  describe_program,
   measure_end_to_end,
   measure_step,
   shares_of_ceilings,
@@ -129,7 +130,6 @@ def measure_row(
   data: _Data,
   model: str,
   mode: str,
-  ceilings: Mapping[str, float],
   trace_dir: Path | None,
 ) -> dict[str, Any]:
   """All that is known of one model's steps.
@@ -152,7 +152,6 @@ def measure_row(
   subject = Subject(dataset, model, model_config, point.train, mode)
   batches = Batches(subject, config)
   compiled = compile_all(subject, batches)
-  hlo = compiled.pop('hlo')
   stream = subject.stream
   row: dict[str, Any] = {
     'model': model,
@@ -172,8 +171,7 @@ def measure_row(
     'model_config': model_config.to_dict(),
     'train_config': subject.config.to_dict(),
   }
-  dtype = getattr(model_config, 'compute_dtype', 'float32')
-  row |= shares_of_ceilings(row, ceilings, dtype)
+  row['program'], hlo = describe_program(subject, batches)
   if trace_dir:
     row['top_operations'] = top_operations(subject, batches, trace_dir, hlo)
   return row
@@ -210,11 +208,6 @@ def run_benchmark(
     'rows': [],
     'skipped': [],
   }
-  if config.ceilings and config.modes:
-    report('ceilings of the machine')
-    result['ceilings'] = measure_ceilings(
-      {getattr(c, 'compute_dtype', 'float32') for c in plan.models.values()}
-    )
   if not config.modes:
     return result
   # All of them now: a value that no workload takes must not end a long run.
@@ -227,7 +220,7 @@ def run_benchmark(
       report(title)
       folder = trace_dir / title.replace(' ', '-') if trace_dir else None
       try:
-        row = measure_row(point, data, model, mode, result['ceilings'], folder)
+        row = measure_row(point, data, model, mode, folder)
       except (InputError, jax.errors.JaxRuntimeError) as error:
         reason = str(error)
         if not isinstance(error, InputError):
@@ -245,4 +238,14 @@ def run_benchmark(
       save(result)
   if not result['rows']:
     raise InputError(f'no row was measured: {result["skipped"][0]["reason"]}')
+  # Last, for their arrays would count as memory of the first row.
+  dtypes = [
+    row['model_config'].get('compute_dtype', 'float32')
+    for row in result['rows']
+  ]
+  if config.ceilings:
+    report('ceilings of the machine')
+    result['ceilings'] = measure_ceilings(set(dtypes))
+  for row, dtype in zip(result['rows'], dtypes, strict=True):
+    row |= shares_of_ceilings(row, result['ceilings'], dtype)
   return result
