@@ -1,5 +1,7 @@
 """Windows, quartiles, examples, shares, ceilings, compilations."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from eain_jax.benchmark.compilations import CompilationCounter
 from eain_jax.benchmark.measure import (
   Batches,
   compile_all,
+  describe_program,
   measure_end_to_end,
   measure_step,
   shares_of_ceilings,
@@ -113,7 +116,9 @@ def test_nothing_is_compiled_while_time_is_taken(workload, mode, parallelism):
   batches = Batches(subject, SHORT)
   compiled = compile_all(subject, batches)
   assert compiled['compilations'] == len(batches.by_signature)
-  assert compiled['program']['matmul_flops'] > 0
+  program, hlo = describe_program(subject, batches)
+  assert program['matmul_flops'] > 0
+  assert 'HloModule' in hlo
   for values in (
     measure_step(subject, batches, SHORT),
     measure_end_to_end(subject, SHORT),
@@ -143,3 +148,35 @@ def test_a_state_that_cannot_fit_is_refused_in_a_sentence(workload):
     check_memory(
       huge, 'lr', LogisticRegressionConfig(), TrainConfig(batch_size=8), 'train'
     )
+
+
+def test_many_steps_a_call_count_as_steps(workload):
+  """The data on the device: a call of sixteen steps, each of 100 examples."""
+  train = TrainConfig(batch_size=100, data_placement='device')
+  config = DinConfig(embedding_dim=4, mlp=(8,), attention=(8,))
+  subject = Subject(workload, 'din', config, train, 'train')
+  assert subject.steps_a_call == 16
+  assert subject.num_examples(0) == 16 * 100
+  config = BenchmarkConfig(batches=2, steps=4, warmup=1, repeats=2)
+  batches = Batches(subject, config)
+  compile_all(subject, batches)
+  values = measure_step(subject, batches, config)
+  # Two calls in a window: examples and seconds are both those of a step.
+  assert values['ex_s'] == pytest.approx(
+    100 / (values['step_ms'] / 1e3), rel=0.9
+  )
+  program, _ = describe_program(subject, batches)
+  host = dataclasses.replace(train, data_placement='host')
+  alone = Subject(
+    workload,
+    'din',
+    DinConfig(embedding_dim=4, mlp=(8,), attention=(8,)),
+    host,
+    'train',
+  )
+  its_batches = Batches(alone, config)
+  expected, _ = describe_program(alone, its_batches)
+  # Products grow with the static number of events, which calls share.
+  assert program['matmul_flops'] == pytest.approx(
+    expected['matmul_flops'], rel=0.3
+  )

@@ -182,3 +182,28 @@ def test_prefetch_keeps_order_and_passes_errors_on():
   assert [next(stream)['number'] for _ in range(5)] == [2, 3, 4, 5, 6]
   with pytest.raises(RuntimeError, match='seven'):
     next(stream)
+
+
+@pytest.mark.parametrize('part', ['valid', 'test'])
+def test_evaluation_has_one_shape(dataset, part):
+  """Its longest batch is known beforehand, so it is compiled once."""
+  stream = batches.make_eval_stream(dataset, part, 900)
+  shapes = set()
+  for number in range(stream.num_batches):
+    batch = stream.batch(number)
+    shapes.add((len(batch['history']), len(batch['items']['item'])))
+  assert stream.num_batches > 5
+  assert len(shapes) == 1
+
+
+def test_the_last_step_of_an_epoch_holds_fewer_examples(dataset):
+  stream = batches.make_train_stream(dataset, 500, seed=0)
+  found = [
+    stream.num_examples(step) for step in range(stream.steps_per_epoch + 1)
+  ]
+  weights = [
+    stream.batch(step)['weight'].sum()
+    for step in range(stream.steps_per_epoch + 1)
+  ]
+  assert found == weights
+  assert found[-2] < found[-1] == 500

@@ -1,5 +1,7 @@
 """Equations (1) to (3) and DIN's unit against loops over padded histories."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import jax.test_util
@@ -386,4 +388,45 @@ def test_bfloat16_stays_finite_and_near(kind):
   # bfloat16 keeps 8 bits: 2^-8 a rounding, over a few of them.
   np.testing.assert_allclose(
     found.astype(jnp.float32), exact, atol=0.05 * np.abs(exact).max()
+  )
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_packed_is_padded_with_its_gradients(kind):
+  """Real events alone, and [B * T] with padding: to 1e-6."""
+  history_BTE, mask_BT, target_BCE, _ = random_inputs()
+  module = make_module(kind)
+  kwargs = {} if kind == 'additive' else {'train': True}
+  history, target = as_float32(history_BTE, target_BCE)
+  padded = attention.pack_histories(history, jnp.asarray(mask_BT))
+  count = int(mask_BT.sum())
+  variables = jax.jit(module.init)(
+    jax.random.key(0), padded[0], target, padded[1]
+  )
+  stats = {k: v for k, v in variables.items() if k == 'stats'}
+
+  @functools.partial(jax.jit, static_argnums=3)
+  def value_and_gradients(params, history, target, size):
+    def total(params, history, target):
+      events, segments = attention.pack_histories(history, jnp.asarray(mask_BT))
+      out, _ = module.apply(
+        {'params': params, **stats},
+        events[:size],
+        target,
+        segments[:size],
+        **kwargs,
+        mutable=['stats'],
+      )
+      return (jnp.sin(out) * jnp.cos(target)).mean()
+
+    return jax.value_and_grad(total, (0, 1, 2))(params, history, target)
+
+  packed_, padded_ = (
+    value_and_gradients(variables['params'], history, target, size)
+    for size in (count, B * T)
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6),
+    packed_,
+    padded_,
   )

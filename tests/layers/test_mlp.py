@@ -327,3 +327,26 @@ def test_bfloat16_stays_finite_and_near():
       )
     )(variables, x.astype(jnp.bfloat16))
     assert np.isfinite(trained).all()
+
+
+def test_parts_stand_for_their_concatenation():
+  rng = np.random.default_rng(9)
+  parts = [
+    rng.normal(size=(5, width)).astype(np.float32) for width in (3, 1, 4)
+  ]
+  row, valid = rows(0, 5), jnp.ones(5, bool)
+  module = MLP((6, 3))
+  whole = jnp.concatenate([jnp.asarray(part) for part in parts], axis=1)
+  variables = module.init(KEY, whole, row, valid)
+  assert jax.tree.all(
+    jax.tree.map(
+      lambda a, b: (a == b).all(),
+      variables,
+      module.init(KEY, parts, row, valid),
+    )
+  )
+  np.testing.assert_allclose(
+    module.apply(variables, parts, row, valid),
+    module.apply(variables, whole, row, valid),
+    rtol=1e-5,
+  )

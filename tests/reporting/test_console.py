@@ -147,3 +147,10 @@ def test_bar_on_a_terminal(fake):
 
 def test_results_stay_off_standard_output():
   assert module.console.stderr
+
+
+def test_a_note_is_a_line_of_its_own():
+  console = _console()
+  with TrainingDisplay('din, seed 0', 3, console) as display:
+    display({'kind': 'note', 'step': 0, 'text': 'table update dense'})
+  assert _shown(console) == 'din, seed 0: table update dense\n'

@@ -43,6 +43,10 @@ def test_a_run_learns_and_its_best_is_what_is_kept(dataset, tmp_path):
   lines = (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines()
   records = [json.loads(line) for line in lines]
   valid = [record for record in records if record['kind'] == 'valid']
+  waited = [r['seconds_waiting'] for r in records if r['kind'] == 'train']
+  assert waited == sorted(waited)
+  assert waited[-1] <= fitted.result['seconds_waiting_for_input']
+  assert fitted.result['seconds_waiting_for_input'] < fitted.result['seconds']
   best = max(valid, key=lambda record: record['gauc'])
   assert fitted.result['best_step'] == best['step']
   # What is opened again scores as what was trained.
