@@ -21,6 +21,23 @@ def axis_name(parallelism: str) -> str | None:
   return AXIS if parallelism == 'pmap' else None
 
 
+def device_notes(platform: str, jaxlib_version: str) -> tuple[str, ...]:
+  """What a person should know of the devices, a line each.
+
+  Args:
+    platform: of the devices: cpu, gpu or tpu.
+    jaxlib_version: as '0.10.2'.
+  """
+  numbers = tuple(int(n) for n in jaxlib_version.split('.')[:3] if n.isdigit())
+  if platform == 'gpu' and (0, 10, 2) <= numbers <= (0, 11, 0):
+    return (
+      f'jaxlib {jaxlib_version} adds float32 updates to few rows hundreds of '
+      'times slower than others do on GPUs (openxla/xla issue 46225): tables '
+      'of few rows may dominate a step; jaxlib 0.11.1 or newer is said not to',
+    )
+  return ()
+
+
 def compile_train_step(step: StepFn, parallelism: str) -> StepFn:
   """The step, compiled: `jit` on one device, `pmap` over all local ones.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from importlib.metadata import version
 
 import jax
 
@@ -155,5 +156,8 @@ def set_up(
     parallel.compile_train_step(train_step, config.parallelism),
     jax.jit(make_score_step(model, features)),
     device_runner,
-    (update.describe(config.table_update),),
+    (
+      update.describe(config.table_update),
+      *parallel.device_notes(jax.default_backend(), version('jaxlib')),
+    ),
   )

@@ -109,3 +109,20 @@ def test_the_state_is_donated(dataset, small_config, random_state, num_devices):
   third, _ = step(second, stream.batch(1))
   assert second.params['tables']['item'].is_deleted()
   assert not third.params['tables']['item'].is_deleted()
+
+
+@pytest.mark.parametrize(
+  ('platform', 'version', 'is_warned'),
+  [
+    ('gpu', '0.10.2', True),
+    ('gpu', '0.11.0', True),
+    ('gpu', '0.11.1', False),
+    ('gpu', '0.10.1', False),
+    ('cpu', '0.10.2', False),
+    ('tpu', '0.10.2', False),
+  ],
+)
+def test_a_slow_pair_of_device_and_version_is_said(
+  platform, version, is_warned
+):
+  assert bool(parallel.device_notes(platform, version)) == is_warned
