@@ -230,12 +230,26 @@ class DeviceRunner:
     return self.run(state, self.columns, steps, num_events)
 
 
+def _check_memory(columns: Columns) -> None:
+  """Raises InputError where the columns are larger than what is free."""
+  needed = sum(leaf.nbytes for leaf in jax.tree.leaves(columns))
+  stats = jax.local_devices()[0].memory_stats() or {}
+  free = stats.get('bytes_limit', 0) - stats.get('bytes_in_use', 0)
+  if stats and needed > free:
+    raise InputError(
+      f'the columns take {needed / 1e9:.1f} GB and the device has '
+      f'{free / 1e9:.1f} GB left: use --data_placement=host'
+    )
+
+
 def make_device_runner(stream: TrainStream, train_step: StepFn) -> DeviceRunner:
   """The runner of a pure, not yet compiled step.
 
   Raises:
-    InputError: the columns do not suit a device.
+    InputError: the columns do not suit a device, or do not fit into it.
   """
+  columns = make_columns(stream)
+  _check_memory(columns)
   features, with_rows = stream.packer.dataset.features, stream.with_rows
 
   def run(state, columns, steps, num_events):
@@ -247,6 +261,6 @@ def make_device_runner(stream: TrainStream, train_step: StepFn) -> DeviceRunner:
 
   return DeviceRunner(
     stream,
-    jax.device_put(make_columns(stream)),
+    jax.device_put(columns),
     jax.jit(run, donate_argnums=0, static_argnums=3),
   )

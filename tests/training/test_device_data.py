@@ -148,3 +148,14 @@ def test_data_on_the_device_goes_with_one_device(dataset):
   config = TrainConfig(data_placement='device', parallelism='pmap')
   with pytest.raises(InputError, match='runs on one device'):
     fit(dataset, 'lr', MODEL_CONFIGS['lr'](), config)
+
+
+def test_columns_that_do_not_fit_are_refused(dataset, monkeypatch):
+  class Small:
+    def memory_stats(self):
+      return {'bytes_limit': 2_000, 'bytes_in_use': 1_500}
+
+  monkeypatch.setattr(jax, 'local_devices', lambda: [Small()])
+  stream = make_train_stream(dataset, 100, 0)
+  with pytest.raises(InputError, match='use --data_placement=host'):
+    make_device_runner(stream, lambda state, batch: (state, {}))
