@@ -88,14 +88,15 @@ class Batches:
   """A subject's batches, made one by one on this thread, and timed.
 
   Attributes:
-    first: the first `batches` of them.
+    placed: the first `batches` of them, on the devices; before anything runs,
+      for a small array in the place of a large one makes a heap grow.
     by_signature: one batch of each static shape that the run will meet.
     commonest: the signature of most.
     examples_per_second: of assembling a batch, the median.
   """
 
   def __init__(self, subject: Subject, config: BenchmarkConfig):
-    self.first, self.by_signature, speed = [], {}, []
+    first, self.by_signature, speed = [], {}, []
     times: collections.Counter = collections.Counter()
     for number in range(max(config.batches, num_fed_steps(config)[1])):
       start = time.perf_counter()
@@ -106,7 +107,8 @@ class Batches:
       times[key] += 1
       self.by_signature.setdefault(key, batch)
       if number < config.batches:
-        self.first.append(batch)
+        first.append(batch)
+    self.placed = jax.block_until_ready([subject.place(b) for b in first])
     self.commonest = times.most_common(1)[0][0]
     self.examples_per_second = float(np.median(speed))
 
@@ -150,7 +152,7 @@ def measure_step(
   subject: Subject, batches: Batches, config: BenchmarkConfig
 ) -> dict[str, Any]:
   """Steps alone: see `summarize`, with `cpu_ms`, `others_cpu`, compilations."""
-  placed = jax.block_until_ready([subject.place(b) for b in batches.first])
+  placed = batches.placed
   for number in range(config.warmup):
     subject.run_to_end(placed[number % len(placed)])
   seconds, examples = [], []

@@ -82,7 +82,7 @@ def top_operations(
   Raises:
     InputError: the profiler left no trace.
   """
-  placed = [subject.place(batch) for batch in batches.first[:TRACED_CALLS]]
+  placed = batches.placed
   with jax.profiler.trace(str(folder)):
     for number in range(TRACED_CALLS):
       subject.run_to_end(placed[number % len(placed)])
