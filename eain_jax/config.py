@@ -434,7 +434,7 @@ class TrainConfig(Settings):
     'auto',
     'dense: the optimizer sees whole embedding tables. rowwise: the rows of '
     "the batch alone, penalties too, so a step's cost does not grow with the "
-    'tables. auto: the cheaper one, but dense where an L2 penalty acts on '
+    'tables. auto: the cheaper one, but dense where a penalty acts on '
     'tables of up to 33 million values; the sizes are printed.',
     choices=('auto', 'dense', 'rowwise'),
   )
@@ -470,7 +470,11 @@ class BenchmarkConfig(Settings):
   modes: tuple[str, ...] = setting(
     ('train', 'score'), 'train: the training step. score: scoring alone.'
   )
-  steps: int = setting(40, 'Timed steps, of each kind.', at_least=1)
+  steps: int = setting(
+    40,
+    'Timed calls, of each kind: a step, or many with --data_placement=device.',
+    at_least=1,
+  )
   warmup: int = setting(10, 'Untimed steps before them.', at_least=1)
   repeats: int = setting(
     8, 'Windows that the timed steps are cut into.', at_least=1

@@ -31,7 +31,22 @@ DATASET_DIR = flags.DEFINE_string(
 )
 cli.define_config(BenchmarkConfig)
 cli.define_config(WorkloadConfig)
-cli.define_config(TrainConfig, shared=('seed',), batch_size=4096, clip_norm=0.0)
+cli.define_config(
+  TrainConfig,
+  shared=('seed',),
+  # What acts on whole runs alone is no flag here.
+  without=(
+    'epochs',
+    'early_stopping',
+    'plateau_factor',
+    'plateau_patience',
+    'valid_negatives',
+    'log_every',
+    'save_every',
+  ),
+  batch_size=4096,
+  clip_norm=0.0,
+)
 # The workload that other libraries are measured on.
 cli.define_models(
   embedding_dim=16,
@@ -57,8 +72,10 @@ def plan_from_flags() -> Plan:
     host.limit_cores(config.threads)
   except InputError as error:
     raise cli.FlagError(str(error)) from error
-  if DATASET_DIR.value and config.sweep == 'items':
-    raise cli.FlagError('--sweep=items is of the workload, not --dataset_dir')
+  if DATASET_DIR.value:
+    if config.sweep == 'items':
+      raise cli.FlagError('--sweep=items is of the workload, not --dataset_dir')
+    cli.refuse_flags_of(WorkloadConfig, '--dataset_dir', but=('seed',))
   models = {
     name: cli.model_config_from_flags(name, ignore_unused=len(config.model) > 1)
     for name in config.model
@@ -83,6 +100,7 @@ def main() -> None:
       lambda values: write_json(file, values),
       output_dir / 'profile' if config.profile else None,
     )
+    write_json(file, result)
     if config.prepare:
       display('preparation')
       result['preparation'] = measure_preparation(

@@ -61,15 +61,20 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
 
 
 def define_config(
-  config: type[Settings], *, shared: Sequence[str] = (), **defaults: Any
+  config: type[Settings],
+  *,
+  shared: Sequence[str] = (),
+  without: Sequence[str] = (),
+  **defaults: Any,
 ) -> None:
   """Defines a flag for every field of a config.
 
-  Names in `shared` are flags of another config already, one flag for both.
+  Names in `shared` are flags of another config already, one flag for both;
+  those in `without` are no flags of this binary.
   `defaults` are this binary's own, where they differ.
   """
   for field, kind in _fields(config):
-    if field.name not in shared:
+    if field.name not in (*shared, *without):
       default = defaults.get(field.name, field.default)
       _define(field.name, kind, default, field, field.metadata['help'])
 
@@ -79,9 +84,18 @@ def config_from_flags(config: type[Settings], **given: Any) -> Any:
   values = {
     field.name: _convert(field.name, kind, FLAGS[field.name].value)
     for field, kind in _fields(config)
-    if field.name not in given
+    if field.name not in given and field.name in FLAGS
   }
   return config(**values, **given)
+
+
+def refuse_flags_of(
+  config: type[Settings], because_of: str, but: Sequence[str] = ()
+) -> None:
+  """Raises FlagError where a flag of `config` is given beside `because_of`."""
+  for field, _ in _fields(config):
+    if field.name not in but and FLAGS[field.name].present:
+      raise FlagError(f'--{field.name} goes without {because_of}')
 
 
 def define_models(**own_defaults: Any) -> None:

@@ -1,6 +1,5 @@
 """The process and its machine: cores, CPU time, memory."""
 
-import ctypes
 import gc
 import math
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 import jax
 
 from eain_jax.errors import InputError
+from eain_jax.training.memory import release_freed_memory
 
 _STATUS, _STAT = Path('/proc/self/status'), Path('/proc/stat')
 _MEMORY_INFO, _CLEAR = Path('/proc/meminfo'), Path('/proc/self/clear_refs')
@@ -87,9 +87,7 @@ def reset_peak_rss() -> None:
   one measurement does not carry the peak of the one before.
   """
   gc.collect()
-  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-  if trim is not None:
-    trim(0)
+  release_freed_memory()
   try:
     _CLEAR.write_text('5')
   except OSError:
@@ -108,5 +106,11 @@ def available_bytes() -> int | None:
   bounds = [] if kilobytes is None else [1024 * kilobytes]
   limit, used = _CGROUP / 'memory.max', _CGROUP / 'memory.current'
   if limit.is_file() and limit.read_text().strip() != 'max':
-    bounds.append(int(limit.read_text()) - int(used.read_text()))
+    # Pages of files that the system can drop count as used there.
+    stats = dict(
+      line.split()
+      for line in (_CGROUP / 'memory.stat').read_text().splitlines()
+    )
+    cached = int(stats.get('inactive_file', 0))
+    bounds.append(int(limit.read_text()) - int(used.read_text()) + cached)
   return min(bounds, default=None)

@@ -19,6 +19,7 @@ from eain_jax.benchmark.program import matmul_flops, xla_counts
 from eain_jax.benchmark.subject import Subject, signature
 from eain_jax.config import BenchmarkConfig
 from eain_jax.data.batches import prefetch
+from eain_jax.training.memory import release_freed_memory
 
 # Fed steps before the timed ones, at the least: batches that the pipeline made
 # while programs were compiled are used up by then.
@@ -124,6 +125,7 @@ def compile_all(subject: Subject, batches: Batches) -> dict[str, Any]:
     for batch in batches.by_signature.values():
       subject.run_to_end(batch)
     seconds = time.perf_counter() - start
+  release_freed_memory()
   return {'compile_s': seconds, 'compilations': counter.count}
 
 

@@ -10,7 +10,7 @@ from eain_jax.data.dataset import Dataset
 from eain_jax.data.features import NUM_RESERVED
 from eain_jax.data.workload import make_workload
 from eain_jax.errors import InputError
-from eain_jax.training.setup import set_up
+from eain_jax.training.setup import resolve_config, set_up
 from eain_jax.training.state import num_parameters
 
 
@@ -24,8 +24,8 @@ def state_bytes(
   """Parameters of a model, and the bytes of its state on one device.
 
   The state holds the parameters and the optimizer's, such as two moments a
-  parameter; training makes a gradient and an update beside it, each as large
-  as the parameters.
+  parameter; dense training makes a gradient and an update beside it, each as
+  large as the parameters.
   """
   state = jax.eval_shape(
     lambda: set_up(dataset, model_name, model_config, config).state
@@ -33,7 +33,10 @@ def state_bytes(
   size = lambda tree: sum(
     leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
   )
-  temporary = 2 * size(state.params) if mode == 'train' else 0
+  config = resolve_config(dataset, model_name, model_config, config)
+  # A dense update has a gradient and an update of every parameter.
+  is_dense = mode == 'train' and config.table_update == 'dense'
+  temporary = 2 * size(state.params) if is_dense else 0
   return num_parameters(state.params), size(state) + temporary
 
 

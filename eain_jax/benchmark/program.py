@@ -26,10 +26,10 @@ def _inner_jaxprs(value: Any) -> Iterator[Jaxpr]:
 def _product_flops(equation) -> int:
   """2 x (rows x columns of the result) x (length of the sums).
 
-  Products of vectors alone, as in a penalty's norm, are no work for a matrix
-  unit: they count nothing.
+  Products with a vector, as in a penalty's norm or a sum over rows, are no work
+  for a matrix unit: they count nothing.
   """
-  if max(len(factor.aval.shape) for factor in equation.invars) < 2:
+  if min(len(factor.aval.shape) for factor in equation.invars) < 2:
     return 0
   (contracting, _), _ = equation.params['dimension_numbers']
   left = equation.invars[0].aval.shape

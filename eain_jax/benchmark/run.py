@@ -149,6 +149,7 @@ def measure_row(
     makes_data=point.workload is not None,
   )
   dataset = data()
+  host.reset_peak_rss()
   subject = Subject(dataset, model, model_config, point.train, mode)
   batches = Batches(subject, config)
   compiled = compile_all(subject, batches)

@@ -63,8 +63,12 @@ class Subject:
       InputError: the batch does not suit the devices.
     """
     if mode == 'score':
+      # Scores are read from whole tables, so nothing is planned.
       config = dataclasses.replace(
-        config, parallelism='none', data_placement='host'
+        config,
+        parallelism='none',
+        data_placement='host',
+        table_update='dense',
       )
     setup = set_up(dataset, model_name, model_config, config)
     self.config, self.stream = setup.config, setup.stream

@@ -12,12 +12,16 @@ import numpy as np
 
 from eain_jax.data.features import PADDING, Feature
 
+# Of a table beyond this, a place a row would take more than a gigabyte.
+MAX_PLACES = 2**28
+
 
 class DistinctFinder:
   """Distinct values and their places, without sorting all values.
 
   It keeps one int32 a possible value, for each thread, and never clears it:
-  a place is believed only where it points back to the value.
+  a place is believed only where it points back to the value. Of very many
+  possible values it sorts the ones at hand instead.
   """
 
   def __init__(self):
@@ -35,6 +39,9 @@ class DistinctFinder:
     Returns:
       int32 [U], and int32 of the shape of `values`.
     """
+    if num_values > MAX_PLACES:
+      distinct, place = np.unique(values, return_inverse=True)
+      return distinct, place.reshape(values.shape).astype(np.int32)
     place = getattr(self._of_thread, 'place', None)
     if place is None or len(place) < num_values:
       place = self._of_thread.place = np.empty(num_values, np.int32)

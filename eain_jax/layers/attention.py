@@ -92,7 +92,10 @@ def pool_history(
   segment_N: jax.Array,
   num_segments: int,
 ) -> jax.Array:
-  """Equation (3), h_u of every candidate: [R, C, E]; 0 for an empty history."""
+  """Equation (3), h_u of every candidate: [R, C, E]; 0 for an empty history.
+
+  `segment_N` must be non-decreasing.
+  """
   num_candidates, width = weight_NC.shape[1], history_NE.shape[1]
   weight_NC = weight_NC.astype(history_NE.dtype)
   # [N, C * E]: one axis less, or XLA transposes to and fro on a CPU.
@@ -106,7 +109,10 @@ def pool_history(
 def mean_history(
   history_NE: jax.Array, segment_N: jax.Array, num_segments: int
 ) -> jax.Array:
-  """The plain mean of each history, [R, E]; 0 for an empty one."""
+  """The plain mean of each history, [R, E]; 0 for an empty one.
+
+  `segment_N` must be non-decreasing.
+  """
   total_RE = _sum_of_request(history_NE, segment_N, num_segments)
   ones_N1 = jnp.ones((len(segment_N), 1), history_NE.dtype)
   count_R1 = _sum_of_request(ones_N1, segment_N, num_segments)
@@ -184,7 +190,8 @@ class AdditiveAttention(nn.Module):
   ) -> jax.Array:
     """[R, C, E] from packed histories [N, E] and candidates [R, C, E].
 
-    Sows 'attention_weight' [N, C] into 'intermediates'.
+    `segment_N` must be non-decreasing, as `pack_histories` makes it: XLA is
+    promised so. Sows 'attention_weight' [N, C] into 'intermediates'.
     """
     width, dtype = history_NE.shape[-1], self.compute_dtype
     init = nn.initializers.glorot_uniform()
@@ -268,7 +275,8 @@ class ActivationUnit(nn.Module):
   ) -> jax.Array:
     """[R, C, E] from packed histories [N, E] and candidates [R, C, E].
 
-    Sows 'attention_weight' [N, C] into 'intermediates'.
+    `segment_N` must be non-decreasing, as `pack_histories` makes it: XLA is
+    promised so. Sows 'attention_weight' [N, C] into 'intermediates'.
     """
     width, dtype = history_NE.shape[-1], self.compute_dtype
     num_requests, num_candidates = target_RCE.shape[:2]

@@ -34,12 +34,17 @@ def keep_programs(environment: MutableMapping[str, str] = os.environ) -> None:
   """Names jax a folder for its compilation cache; call before it is imported.
 
   `$XDG_CACHE_HOME/eain-jax`, or `~/.cache/eain-jax`. Nothing happens where
-  JAX_COMPILATION_CACHE_DIR is set; JAX_ENABLE_COMPILATION_CACHE=false turns
-  the cache off.
+  JAX_COMPILATION_CACHE_DIR is set, or where the user has no home folder;
+  JAX_ENABLE_COMPILATION_CACHE=false turns the cache off.
   """
-  home = environment.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+  if 'JAX_COMPILATION_CACHE_DIR' in environment:
+    return
+  try:
+    home = environment.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+  except RuntimeError:
+    return  # A user without a home, as in some containers, has no cache.
   folder = Path(home) / 'eain-jax' / f'programs-{_machine()}'
-  environment.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder))
+  environment['JAX_COMPILATION_CACHE_DIR'] = str(folder)
   environment.setdefault(
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', MIN_SECONDS
   )

@@ -235,7 +235,7 @@ def _check_memory(columns: Columns) -> None:
   needed = sum(leaf.nbytes for leaf in jax.tree.leaves(columns))
   stats = jax.local_devices()[0].memory_stats() or {}
   free = stats.get('bytes_limit', 0) - stats.get('bytes_in_use', 0)
-  if stats and needed > free:
+  if 'bytes_limit' in stats and needed > free:
     raise InputError(
       f'the columns take {needed / 1e9:.1f} GB and the device has '
       f'{free / 1e9:.1f} GB left: use --data_placement=host'

@@ -33,6 +33,7 @@ from eain_jax.evaluation import evaluator
 from eain_jax.training import parallel
 from eain_jax.training.checkpoint import Checkpoints
 from eain_jax.training.device_data import STEPS_A_CALL, DeviceRunner
+from eain_jax.training.memory import release_freed_memory
 from eain_jax.training.optimizer import set_plateau_factor
 from eain_jax.training.setup import resolve_config, set_up
 from eain_jax.training.state import TrainState, num_parameters
@@ -296,7 +297,8 @@ def evaluate(
 def _schedule(plan: _Plan, step: int) -> Iterator[tuple[int, int]]:
   """(first step, count) of each call of the device, from `step` to the end.
 
-  No call goes beyond a step at which the loop evaluates, saves or logs.
+  No call goes beyond a step at which the loop evaluates, saves or logs. Counts
+  are powers of two, so that there are few programs.
   """
   config, per_epoch = plan.config, plan.stream.steps_per_epoch
   while step < plan.num_steps:
@@ -304,8 +306,9 @@ def _schedule(plan: _Plan, step: int) -> Iterator[tuple[int, int]]:
       every - step % every
       for every in (per_epoch, config.save_every, config.log_every)
     )
-    is_many = plan.device_runner is not None and free >= STEPS_A_CALL
-    count = STEPS_A_CALL if is_many else 1
+    count = 1
+    if plan.device_runner is not None:
+      count = min(STEPS_A_CALL, 2 ** (free.bit_length() - 1))
     yield step, count
     step += count
 
@@ -340,6 +343,10 @@ def _run(plan: _Plan, state: TrainState, best, record: Record):
     )
     due = at_boundary or step % config.save_every == 0
     if plan.checkpoints and step > 0 and (due or stop):
+      if pending:
+        # A record of a step that is saved would not come again.
+        _log_training(plan, record, pending)
+        pending = {}
       now = time.perf_counter()
       record.seconds, clock = record.seconds + now - clock, now
       plan.checkpoints.save_latest(
@@ -355,6 +362,8 @@ def _run(plan: _Plan, state: TrainState, best, record: Record):
     step += count
     # One step runs and one waits: each has temporaries of its own.
     jax.block_until_ready(in_flight)
+    if in_flight is None:
+      release_freed_memory()
     in_flight = metrics
     if pending:
       # The step before is read while this one runs.

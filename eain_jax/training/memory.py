@@ -30,3 +30,14 @@ def keep_freed_memory() -> bool:
     (_M_TRIM_THRESHOLD, _MOST),
   ]
   return all([mallopt(name, value) == 1 for name, value in settings])
+
+
+def release_freed_memory() -> None:
+  """Gives freed memory back once: call after a compilation.
+
+  A compiler leaves a hundred megabytes in pieces that no step can use. Does
+  nothing where the C library is another.
+  """
+  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+  if trim is not None:
+    trim(0)

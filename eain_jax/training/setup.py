@@ -13,6 +13,7 @@ from eain_jax.errors import InputError
 from eain_jax.models import Model, make_model
 from eain_jax.training import parallel
 from eain_jax.training.device_data import DeviceRunner, make_device_runner
+from eain_jax.training.memory import release_freed_memory
 from eain_jax.training.optimizer import make_optimizer
 from eain_jax.training.state import TrainState, init_state
 from eain_jax.training.step import (
@@ -86,7 +87,7 @@ def _table_update(
     dataset.features,
     _open_stream(dataset, config, 1).planned(),
     make_model(model_name, model_config).table_width,
-    bool(config.l2 or model_config.table_l2),
+    bool(config.l2 or model_config.table_l2 or config.optimizer == 'adamw'),
   )
 
 
@@ -143,6 +144,7 @@ def set_up(
   optimizer = make_optimizer(config, num_steps)
   first_batch = parallel.shard_of(stream.batch(0), config.parallelism)
   state = init_state(model, features, optimizer, first_batch, config.seed)
+  release_freed_memory()
   train_step = make_train_step(model, features, optimizer, config)
   device_runner = None
   if config.data_placement == 'device':

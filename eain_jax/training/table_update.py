@@ -31,7 +31,7 @@ class TableUpdate:
   Attributes:
     table_values: of all tables.
     planned_values: of the rows that a batch plans.
-    is_penalised: an L2 penalty acts on the tables.
+    is_penalised: an L2 penalty or a decay of weights acts on the tables.
   """
 
   table_values: int
@@ -55,7 +55,7 @@ class TableUpdate:
     if not self.is_penalised:
       return line
     acts_on = 'all rows' if chosen == 'dense' else "the batch's rows alone"
-    return f'{line}; the L2 penalty acts on {acts_on}'
+    return f'{line}; the penalty acts on {acts_on}'
 
 
 def measure_update(
@@ -70,7 +70,7 @@ def measure_update(
     features: of the dataset, one table each.
     planned: rows that a batch plans, by feature.
     table_width: W.
-    is_penalised: an L2 penalty acts on the tables.
+    is_penalised: an L2 penalty or a decay of weights acts on the tables.
   """
   return TableUpdate(
     table_width * sum(feature.num_rows for feature in features),

@@ -24,6 +24,14 @@ def test_distinct_values_are_those_of_numpy(values, num_values):
   assert distinct.dtype == place.dtype == np.int32
 
 
+def test_of_very_many_possible_values_none_has_a_place():
+  values = np.array([[2**30, 5], [5, 0]], np.int32)
+  distinct, place = FIND(values, 2**31)
+  np.testing.assert_array_equal(distinct, [0, 5, 2**30])
+  np.testing.assert_array_equal(place, [[2, 1], [1, 0]])
+  assert place.dtype == np.int32
+
+
 @pytest.mark.parametrize('num_shards', [1, 3])
 def test_local_ids_point_at_the_ids_of_the_batch(dataset, num_shards):
   plain = make_train_stream(dataset, 500, 0, num_shards)

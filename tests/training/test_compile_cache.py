@@ -25,10 +25,16 @@ def test_without_a_cache_home_it_is_under_the_home_folder():
 
 
 def test_what_the_user_has_set_stays():
-  environment = {
-    FOLDER: '/elsewhere',
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '9',
-  }
+  environment = {FOLDER: '/elsewhere'}
   keep_programs(environment)
-  assert environment[FOLDER] == '/elsewhere'
-  assert environment['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] == '9'
+  assert environment == {FOLDER: '/elsewhere'}
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+  def no_home():
+    raise RuntimeError('Could not determine home directory.')
+
+  monkeypatch.setattr(Path, 'home', no_home)
+  environment = {}
+  keep_programs(environment)
+  assert not environment

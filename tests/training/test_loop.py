@@ -64,9 +64,20 @@ class Stopped(Exception):
   pass
 
 
-@pytest.mark.parametrize('model', ['eain', 'din'])
-def test_an_interrupted_run_ends_as_one_that_was_not(dataset, tmp_path, model):
-  whole = run(dataset, model, work_dir=tmp_path / 'whole')
+@pytest.mark.parametrize(
+  ('model', 'settings'),
+  [
+    ('eain', {}),
+    ('din', {}),
+    ('deepfm', {'table_update': 'rowwise'}),
+    ('dnn', {'table_update': 'rowwise', 'data_placement': 'device'}),
+  ],
+)
+def test_an_interrupted_run_ends_as_one_that_was_not(
+  dataset, tmp_path, model, settings
+):
+  config = dataclasses.replace(CONFIG, **settings)
+  whole = run(dataset, model, config, tmp_path / 'whole')
   steps = []
 
   def stop_at(limit):
@@ -81,8 +92,8 @@ def test_an_interrupted_run_ends_as_one_that_was_not(dataset, tmp_path, model):
   per_epoch = whole.result['steps'] // 4
   for limit in (per_epoch // 2 + 5, per_epoch + 1, 2 * per_epoch):
     with pytest.raises(Stopped):
-      run(dataset, model, work_dir=tmp_path / 'w', report=stop_at(limit))
-  resumed = run(dataset, model, work_dir=tmp_path / 'w')
+      run(dataset, model, config, tmp_path / 'w', stop_at(limit))
+  resumed = run(dataset, model, config, tmp_path / 'w')
   assert_same(whole.params, resumed.params)
   assert without_times(whole.result) == without_times(resumed.result)
   read = lambda name: [

@@ -25,7 +25,7 @@ def test_the_cheaper_one_unless_a_penalty_keeps_all_rows(
   update = TableUpdate(table, planned, is_penalised)
   assert update.choice == choice
   assert update.describe(choice).startswith(f'table update {choice}:')
-  assert ('L2' in update.describe(choice)) == is_penalised
+  assert ('penalty' in update.describe(choice)) == is_penalised
 
 
 def test_sizes_are_rows_times_width():
