@@ -13,6 +13,7 @@ import jax
 import rich
 from absl import flags
 
+from eain_jax.artifacts import write_json
 from eain_jax.benchmark import host
 from eain_jax.benchmark.preparation import measure_preparation
 from eain_jax.benchmark.run import Plan, run_benchmark
@@ -20,7 +21,6 @@ from eain_jax.config import BenchmarkConfig, TrainConfig, WorkloadConfig
 from eain_jax.data.dataset import open_dataset, refuse_existing
 from eain_jax.errors import InputError
 from eain_jax.reporting import benchmark as reporting
-from eain_jax.training.loop import write_json
 from experiments import cli
 
 OUTPUT_DIR = flags.DEFINE_string(
@@ -110,8 +110,11 @@ def main() -> None:
   for table in reporting.benchmark_on_console(result):
     rich.print(table)
   if config.sweep != 'none':
+    # Here, for matplotlib takes memory that would count as a row's.
+    from eain_jax.reporting.sweep_plot import plot_sweep
+
     picture = output_dir / f'sweep_{config.sweep}.png'
-    reporting.plot_sweep(result, picture)
+    plot_sweep(result, picture)
     print(f'picture: {picture}')
   print(f'report: {file}')
   print(json.dumps(reporting.last_line(result)))

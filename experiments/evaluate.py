@@ -8,10 +8,11 @@ from pathlib import Path
 
 from absl import flags
 
+from eain_jax.artifacts import write_json
 from eain_jax.data.examples import PARTS
 from eain_jax.evaluation.evaluator import ceiling
 from eain_jax.reporting.console import metrics_on_console
-from eain_jax.training.loop import evaluate, write_json
+from eain_jax.training.loop import evaluate
 from eain_jax.training.restore import open_run
 from experiments import cli
 

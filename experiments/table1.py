@@ -12,6 +12,7 @@ from pathlib import Path
 import rich
 from absl import flags
 
+from eain_jax.artifacts import write_json
 from eain_jax.config import MODEL_CONFIGS, PrepareConfig, TrainConfig
 from eain_jax.data.dataset import Dataset, open_dataset, refuse_existing
 from eain_jax.data.prepare import prepare
@@ -114,7 +115,7 @@ def main() -> None:
       open_dataset(DATASET_DIR.value)
     refuse_existing(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    loop.write_json(plan_file, plan)
+    write_json(plan_file, plan)
   elif json.loads(plan_file.read_text()) != plan:
     raise InputError(
       f'--output_dir={output_dir} holds a table of other flags (see '
@@ -133,7 +134,7 @@ def main() -> None:
   curves, bars = output_dir / CURVES_FILE, output_dir / AUC_FILE
   plot_training_curves(runs, curves, ceilings['valid'])
   plot_auc(table, bars)
-  loop.write_json(output_dir / 'table1.json', table)
+  write_json(output_dir / 'table1.json', table)
   write_text(output_dir / 'table1.md', render_markdown(table))
   write_text(
     output_dir / 'report.html',

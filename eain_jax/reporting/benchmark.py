@@ -1,20 +1,15 @@
-"""How a benchmark shows: tables on a terminal, a picture of a sweep."""
+"""How a benchmark shows on a terminal."""
 
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eain_jax.reporting import document, plots
-from eain_jax.reporting.claims import NAMES
+from eain_jax.reporting import document
 from eain_jax.reporting.console import console
 
 _LAST_LINE = (
@@ -30,7 +25,6 @@ _LAST_LINE = (
   'others_cpu',
   'peak_rss_mb',
 )
-_MODE_TITLES = {'train': 'Training', 'score': 'Scoring'}
 
 
 def _number(value: float | None) -> str:
@@ -65,18 +59,18 @@ def _table(title: str, columns: tuple[str, ...], num_text: int) -> Table:
   return table
 
 
-def _whole(value: float) -> str:
+def whole_number(value: float) -> str:
   return f'{value / 1e6:g}M' if value >= 1e6 else f'{value:,g}'
 
 
-def _varied(result: Mapping[str, Any]) -> str:
+def varied_key(result: Mapping[str, Any]) -> str:
   """The key of a row that a sweep varies; the batch where there is none."""
   swept = result['settings']['benchmark']['sweep']
   return 'items' if swept == 'items' else 'batch'
 
 
 def _speed_table(result: Mapping[str, Any]) -> Table:
-  varied = _varied(result)
+  varied = varied_key(result)
   table = _table(
     f'Speed ({result["device_kind"]}, {result["threads"]} core(s))',
     (
@@ -98,7 +92,7 @@ def _speed_table(result: Mapping[str, Any]) -> Table:
     table.add_row(
       row['model'],
       row['mode'],
-      _whole(row[varied]),
+      whole_number(row[varied]),
       _number(row['ex_s']),
       _number(row['step_ms']),
       f'{_number(row["step_ms_q1"])}-{_number(row["step_ms_q3"])}',
@@ -111,7 +105,7 @@ def _speed_table(result: Mapping[str, Any]) -> Table:
 
 
 def _program_table(result: Mapping[str, Any]) -> Table:
-  varied = _varied(result)
+  varied = varied_key(result)
   table = _table(
     'Program',
     (
@@ -134,7 +128,7 @@ def _program_table(result: Mapping[str, Any]) -> Table:
     table.add_row(
       row['model'],
       row['mode'],
-      _whole(row[varied]),
+      whole_number(row[varied]),
       _number(row['parameters']),
       _number(row['compile_s']),
       _number(giga(program['matmul_flops'])),
@@ -262,76 +256,3 @@ class BenchmarkDisplay:
       self._status.update(Text(text))
     else:
       console.print(Text(text), soft_wrap=True)
-
-
-def sweep_figure(result: Mapping[str, Any]) -> Figure:
-  """Examples per second over the sweep's values, a panel a mode.
-
-  The band is from the slowest to the fastest window of steps.
-  """
-  key = _varied(result)
-  modes = list(dict.fromkeys(row['mode'] for row in result['rows']))
-  models = list(dict.fromkeys(row['model'] for row in result['rows']))
-  figure = Figure(
-    figsize=(5.6 * len(modes), 4.4),
-    facecolor='white',
-    layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12),
-  )
-  panels = figure.subplots(1, len(modes), squeeze=False)[0]
-  short = FuncFormatter(lambda value, _: _whole(value))
-  for axes, mode in zip(panels, modes, strict=True):
-    plots.style_axes(axes, _MODE_TITLES[mode], 'examples/s', 'higher is better')
-    for model in models:
-      rows = sorted(
-        (r for r in result['rows'] if (r['model'], r['mode']) == (model, mode)),
-        key=lambda row: row[key],
-      )
-      place = [row[key] for row in rows]
-      color, marker = plots.style_of(model)
-      axes.fill_between(
-        place,
-        [row['ex_s_min'] for row in rows],
-        [row['ex_s_max'] for row in rows],
-        color=color,
-        alpha=0.15,
-        lw=0,
-      )
-      axes.plot(
-        place,
-        [row['ex_s'] for row in rows],
-        color=color,
-        marker=marker,
-        ms=5,
-        mec='white',
-        mew=0.6,
-        lw=1.8,
-        label=NAMES.get(model, model),
-      )
-    axes.set_xscale('log')
-    if len(models) == 1:
-      axes.set_ylim(bottom=0)
-    else:  # A linear model is a hundred times as fast as a deep one.
-      axes.set_yscale('log')
-      axes.yaxis.set_minor_formatter(NullFormatter())
-    places = sorted({row[key] for row in result['rows']})
-    axes.set_xticks(places)
-    axes.xaxis.set_major_formatter(short)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(short)
-    axes.set_xlabel(
-      'items' if key == 'items' else 'examples a batch',
-      fontsize=9.5,
-    )
-  figure.legend(
-    *panels[0].get_legend_handles_labels(),
-    loc='outside upper center',
-    ncols=len(models),
-    frameon=False,
-    fontsize=10.5,
-  )
-  return figure
-
-
-def plot_sweep(result: Mapping[str, Any], path: Path) -> None:
-  """Writes `sweep_figure` as a PNG."""
-  plots.save_figure(sweep_figure(result), path)

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 import eain_jax
+from eain_jax.artifacts import write_json
 from eain_jax.config import ModelConfig, TrainConfig
 from eain_jax.data.batches import (
   EvalStream,
@@ -71,13 +72,6 @@ class Record:
   evaluated_step: int = 0
   seconds: float = 0.0
   seconds_waiting: float = 0.0
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-  """Writes beside and renames, so that a reader sees all or nothing."""
-  beside = path.with_name(f'.{path.name}.unfinished')
-  beside.write_text(json.dumps(values, indent=2) + '\n')
-  beside.replace(path)
 
 
 def run_config(

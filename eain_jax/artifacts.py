@@ -1,0 +1,13 @@
+"""Files that are whole or absent."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+  """Writes beside and renames, so that a reader sees all or nothing."""
+  beside = path.with_name(f'.{path.name}.unfinished')
+  beside.write_text(json.dumps(values, indent=2) + '\n')
+  beside.replace(path)
