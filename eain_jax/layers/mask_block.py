@@ -20,9 +20,19 @@ def pair_indices(num_fields: int) -> tuple[np.ndarray, np.ndarray]:
 def masked_interactions(
   fields_BFD: jax.Array, mask_BPD: jax.Array
 ) -> jax.Array:
-  """Equation (4) for every pair i < j: [B, P, D]."""
-  i_P, j_P = pair_indices(fields_BFD.shape[1])
-  return fields_BFD[:, i_P] * mask_BPD * fields_BFD[:, j_P]
+  """Equation (4) for every pair i < j: [B, P, D].
+
+  Products are slices side by side: a gather of pairs has XLA transpose them
+  to and fro on a CPU.
+  """
+  batch, num_fields, dim = fields_BFD.shape
+  flat_BX = fields_BFD.reshape(batch, -1)
+  products = [
+    jnp.tile(flat_BX[:, i * dim : (i + 1) * dim], (1, num_fields - 1 - i))
+    * flat_BX[:, (i + 1) * dim :]
+    for i in range(num_fields - 1)
+  ]
+  return mask_BPD * jnp.concatenate(products, axis=1).reshape(mask_BPD.shape)
 
 
 class MaskBlock(nn.Module):

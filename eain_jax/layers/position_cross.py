@@ -12,6 +12,7 @@ not the index of a sine and cosine pair as in the Transformer.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def sinusoidal_encoding(position_B: jax.Array, dim: int) -> jax.Array:
@@ -24,36 +25,47 @@ def sinusoidal_encoding(position_B: jax.Array, dim: int) -> jax.Array:
   return jnp.where(even_1C, jnp.sin(angle_BC), jnp.cos(angle_BC))
 
 
-def _outer(f_BG: jax.Array, g_BG: jax.Array) -> jax.Array:
-  """[B, G * G]: f outer g, flat."""
-  return (f_BG[:, :, None] * g_BG[:, None, :]).reshape(len(f_BG), -1)
+def _triangle(f_BG: jax.Array) -> jax.Array:
+  """[B, G(G + 1)/2]: f_j f_k for every j <= k, row by row."""
+  rows = [f_BG[:, g : g + 1] * f_BG[:, g:] for g in range(f_BG.shape[1])]
+  return jnp.concatenate(rows, axis=1)
 
 
 @jax.custom_jvp
 def _quadratic_form(f_BG: jax.Array, kernel_HX: jax.Array) -> jax.Array:
-  """[B, H]: f^T W_h f for symmetric W_h, each a row [G * G] of the kernel."""
-  return _outer(f_BG, f_BG) @ kernel_HX.T
+  """[B, H]: sum over j <= k of W_hjk f_j f_k, a row of the kernel an h."""
+  return _triangle(f_BG) @ kernel_HX.T
 
 
 @_quadratic_form.defjvp
 def _quadratic_form_jvp(primals, tangents):
   (f_BG, kernel_HX), (df_BG, dkernel_HX) = primals, tangents
-  outer_BX = _outer(f_BG, f_BG)
-  # d(f^T W f) is 2 df^T W f for symmetric W: one term, where autodiff has two.
-  along_f_BH = 2 * (_outer(df_BG, f_BG) @ kernel_HX.T)
-  return outer_BX @ kernel_HX.T, along_f_BH + outer_BX @ dkernel_HX.T
+  batch, width = f_BG.shape
+  triangle_BX = _triangle(f_BG)
+  # With W symmetric d(f^T W f) is 2 df^T W f: one term, where autodiff has two.
+  j_X, k_X = np.triu_indices(width)
+  place = np.zeros((width, width), np.int32)
+  place[j_X, k_X] = place[k_X, j_X] = np.arange(len(j_X))
+  half_1Y = np.where(np.eye(width, dtype=bool), 1.0, 0.5).reshape(1, -1)
+  symmetric_HY = kernel_HX[:, place.reshape(-1)] * half_1Y.astype(
+    kernel_HX.dtype
+  )
+  along_BY = (df_BG[:, :, None] * f_BG[:, None, :]).reshape(batch, -1)
+  out_BH = triangle_BX @ kernel_HX.T
+  return out_BH, triangle_BX @ dkernel_HX.T + 2 * (along_BY @ symmetric_HY.T)
 
 
 def outer_cross(f_BG: jax.Array, kernel_HGG: jax.Array) -> jax.Array:
   """The linear part of (10), W (f outer f): [B, H].
 
-  out_h = sum_jk W_hjk f_j f_k sees only the symmetric part of W_h, and with
-  that the backward pass is two matrix products and one contraction. The outer
-  product is the operand of a large matrix product; the bilinear form
-  f^T (W_h f), which has a temporary of the same size, takes twice as long.
+  out_h = sum_jk W_hjk f_j f_k sees only W_hjk + W_hkj, so half of the outer
+  product is enough: the operand of one matrix product. The bilinear form
+  f^T (W_h f), whose temporary is twice that size, takes twice as long.
   """
-  kernel_HGG = (kernel_HGG + kernel_HGG.swapaxes(1, 2)) / 2
-  return _quadratic_form(f_BG, kernel_HGG.reshape(len(kernel_HGG), -1))
+  j_X, k_X = np.triu_indices(f_BG.shape[1])
+  both_HGG = kernel_HGG + kernel_HGG.swapaxes(1, 2)
+  share_X = np.where(j_X == k_X, 0.5, 1.0).astype(both_HGG.dtype)
+  return _quadratic_form(f_BG, both_HGG[:, j_X, k_X] * share_X[None])
 
 
 class PositionAwareInteraction(nn.Module):
