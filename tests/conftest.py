@@ -12,10 +12,17 @@ for _flag in (
   if _flag.split('=')[0] not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_flag}'
 
-import dataclasses
-import json
 import tempfile
 from pathlib import Path
+
+# Runs that differ in seed or data compile one program, once for all workers
+# and for the binaries that they start; nothing goes to the user's own cache.
+_CACHE = Path(tempfile.gettempdir()) / f'eain-jax-test-cache-{os.getuid()}'
+os.environ['JAX_COMPILATION_CACHE_DIR'] = str(_CACHE)
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+
+import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +37,6 @@ from eain_jax.training.state import TrainState, init_state
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 flags.FLAGS.mark_as_parsed()
-
-# Runs that differ in seed or data compile one program, once for all workers.
-_CACHE = Path(tempfile.gettempdir()) / f'eain-jax-test-cache-{os.getuid()}'
-jax.config.update('jax_compilation_cache_dir', str(_CACHE))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 NUM_USERS, NUM_ITEMS, NUM_TASTES = 200, 80, 4
 
