@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from eain_jax.reporting import plots
 from eain_jax.reporting.benchmark import varied_key, whole_number
@@ -63,7 +63,8 @@ def sweep_figure(result: Mapping[str, Any]) -> Figure:
       axes.set_ylim(bottom=0)
     else:  # A linear model is a hundred times as fast as a deep one.
       axes.set_yscale('log')
-      axes.yaxis.set_minor_formatter(NullFormatter())
+      axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+      axes.yaxis.set_minor_locator(NullLocator())
     places = sorted({row[key] for row in result['rows']})
     axes.set_xticks(places)
     axes.xaxis.set_major_formatter(short)
