@@ -9,25 +9,20 @@ value a pair and dimension. The mask has no output non-linearity.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-
-
-def pair_indices(num_fields: int) -> tuple[np.ndarray, np.ndarray]:
-  """i and j of the P = F(F - 1)/2 pairs i < j, row by row."""
-  return np.triu_indices(num_fields, k=1)
 
 
 def masked_interactions(
   fields_BFD: jax.Array, mask_BPD: jax.Array
 ) -> jax.Array:
-  """Equation (4) for every pair i < j: [B, P, D].
+  """Equation (4) for every pair i < j, row by row: [B, P, D].
 
   Products are slices side by side: a gather of pairs has XLA transpose them
   to and fro on a CPU.
   """
   batch, num_fields, dim = fields_BFD.shape
   flat_BX = fields_BFD.reshape(batch, -1)
-  products = [
+  # The empty slice stands for the pairs of a single field.
+  products = [flat_BX[:, :0]] + [
     jnp.tile(flat_BX[:, i * dim : (i + 1) * dim], (1, num_fields - 1 - i))
     * flat_BX[:, (i + 1) * dim :]
     for i in range(num_fields - 1)

@@ -76,19 +76,25 @@ def _open_stream(
     raise InputError(str(error)) from error
 
 
-def _table_update(
+def _resolve(
   dataset: Dataset,
   model_name: str,
   model_config: ModelConfig,
   config: TrainConfig,
-) -> TableUpdate:
-  """The sizes of both updates, as on one device."""
-  return measure_update(
+) -> tuple[TrainConfig, TableUpdate, TrainStream]:
+  """`resolve_config`, what it rests on, and the batches for one device."""
+  if not config.batch_size:
+    config = dataclasses.replace(config, batch_size=_batch_size(dataset))
+  stream = _open_stream(dataset, config, 1)
+  update = measure_update(
     dataset.features,
-    _open_stream(dataset, config, 1).planned(),
+    stream.planned(),
     make_model(model_name, model_config).table_width,
     bool(config.l2 or model_config.table_l2 or config.optimizer == 'adamw'),
   )
+  if config.table_update == 'auto':
+    config = dataclasses.replace(config, table_update=update.choice)
+  return config, update, stream
 
 
 def resolve_config(
@@ -105,12 +111,7 @@ def resolve_config(
   Raises:
     InputError: the batch does not suit the devices.
   """
-  if not config.batch_size:
-    config = dataclasses.replace(config, batch_size=_batch_size(dataset))
-  if config.table_update == 'auto':
-    update = _table_update(dataset, model_name, model_config, config)
-    config = dataclasses.replace(config, table_update=update.choice)
-  return config
+  return _resolve(dataset, model_name, model_config, config)[0]
 
 
 def set_up(
@@ -129,16 +130,16 @@ def set_up(
       '--data_placement=device runs on one device: use --parallelism=none, or '
       '--data_placement=host'
     )
-  config = resolve_config(dataset, model_name, model_config, config)
+  config, update, stream = _resolve(dataset, model_name, model_config, config)
   model = make_model(
     model_name, model_config, parallel.axis_name(config.parallelism)
   )
   num_shards = parallel.num_shards(config.parallelism)
-  stream = _open_stream(dataset, config, num_shards)
+  if num_shards > 1:
+    stream = _open_stream(dataset, config, num_shards)
   stream = dataclasses.replace(
     stream, with_rows=config.table_update == 'rowwise'
   )
-  update = _table_update(dataset, model_name, model_config, config)
   features = dataset.features
   num_steps = stream.steps_per_epoch * config.epochs
   optimizer = make_optimizer(config, num_steps)

@@ -6,11 +6,7 @@ import jax.test_util
 import numpy as np
 import pytest
 
-from eain_jax.layers.mask_block import (
-  MaskBlock,
-  masked_interactions,
-  pair_indices,
-)
+from eain_jax.layers.mask_block import MaskBlock, masked_interactions
 
 B, F, D, H = 3, 5, 4, 6
 P = F * (F - 1) // 2
@@ -58,8 +54,14 @@ def reference(fields, raw, params, use_norm):
 
 @pytest.mark.parametrize('num_fields', [1, 2, 3, 9])
 def test_pairs_are_i_below_j_row_by_row(num_fields):
-  i_P, j_P = pair_indices(num_fields)
-  assert list(zip(i_P, j_P, strict=True)) == loop_pairs(num_fields)
+  """Fields are distinct primes, so a product tells its pair."""
+  primes = jnp.array([2.0, 3, 5, 7, 11, 13, 17, 19, 23])[:num_fields]
+  pairs = loop_pairs(num_fields)
+  found = masked_interactions(
+    primes[None, :, None], jnp.ones((1, len(pairs), 1))
+  )
+  expected = [float(primes[i] * primes[j]) for i, j in pairs]
+  assert found[0, :, 0].tolist() == expected
 
 
 def test_masked_interactions_is_equation_4():
