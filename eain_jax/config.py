@@ -427,8 +427,14 @@ class TrainConfig(Settings):
   )
   parallelism: str = setting(
     'none',
-    'none: one device. pmap: all local devices, parameters replicated.',
-    choices=('none', 'pmap'),
+    'none: one device. pmap: parameters replicated on all devices. mesh: '
+    'embedding tables cut over all devices by rows, the rest replicated.',
+    choices=('none', 'pmap', 'mesh'),
+  )
+  num_devices: int = setting(
+    0,
+    'Devices that take part in pmap and mesh; 0: all, of all processes.',
+    at_least=0,
   )
   table_update: str = setting(
     'auto',

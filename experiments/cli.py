@@ -4,7 +4,9 @@ Exit codes: 0 success; 1 bad input, with one sentence; 2 bad flags.
 """
 
 import dataclasses
+import os
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -164,23 +166,46 @@ def _parse_flags(argv: list[str]) -> list[str]:
     raise SystemExit(0 if is_help else 2) from error
 
 
-def run(main: Callable[[], None]) -> None:
-  """Runs a binary: parses flags, calls `main`, turns errors to exit codes."""
+def run(main: Callable[[], None], *, takes_processes: bool = False) -> None:
+  """Runs a binary: parses flags, calls `main`, turns errors to exit codes.
+
+  With `takes_processes` it joins the processes that the environment names; see
+  `training.processes`. Other binaries refuse to run in several.
+  """
 
   def wrapped(argv: list[str]) -> None:
     name = argv[0].rsplit('/', 1)[-1].removesuffix('.py')
+    is_joined, code = False, 0
     try:
       if len(argv) > 1:
         raise FlagError(f'{argv[1]!r} is not a flag: write --name=value')
       # Orbax reports every step of a save at INFO.
       logging.set_verbosity(logging.WARNING)
+      if takes_processes:
+        # Here, for preparation needs no jax.
+        from eain_jax.training import processes
+
+        is_joined = processes.join_cluster()
+      elif int(os.environ.get('JAX_NUM_PROCESSES') or 1) > 1:
+        raise InputError('runs in one process: start it without a launcher')
       main()
     except FlagError as error:
       print(f'{name}: {error}', file=sys.stderr)
-      sys.exit(2)
+      code = 2
     except InputError as error:
       print(f'{name}: {error}', file=sys.stderr)
-      sys.exit(1)
+      code = 1
+    except Exception:
+      if not is_joined:
+        raise
+      traceback.print_exc()
+      code = 1
+    if code and is_joined:
+      # An orderly end would wait for the other processes, which wait for us.
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(code)
+    sys.exit(code)
 
   app.run(wrapped, flags_parser=_parse_flags)
 

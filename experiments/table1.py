@@ -6,9 +6,11 @@ Without --dataset_dir it makes the synthetic world, whose best possible AUC is
 known. A run that was interrupted goes on when it is started again.
 """
 
+import contextlib
 import json
 from pathlib import Path
 
+import numpy as np
 import rich
 from absl import flags
 
@@ -22,7 +24,7 @@ from eain_jax.reporting.console import TrainingDisplay, table1_on_console
 from eain_jax.reporting.page import render_page, write_text
 from eain_jax.reporting.plots import plot_auc, plot_training_curves
 from eain_jax.reporting.table1 import Run, build_table1, render_markdown
-from eain_jax.training import loop
+from eain_jax.training import loop, processes
 from experiments import cli
 
 OUTPUT_DIR = flags.DEFINE_string(
@@ -89,9 +91,13 @@ def train_or_read(dataset: Dataset, model: str, seed: int, folder: Path) -> Run:
   """The run of one model and seed; a finished one is read, not repeated."""
   model_config = cli.model_config_from_flags(model, ignore_unused=True)
   config = cli.config_from_flags(TrainConfig, seed=seed)
-  if not (folder / loop.RESULT_FILE).is_file():
-    title = f'{model}, seed {seed}'
-    with TrainingDisplay(title, config.epochs) as display:
+  is_finished = np.array((folder / loop.RESULT_FILE).is_file())
+  if not processes.gather(is_finished).all():
+    with contextlib.ExitStack() as stack:
+      display = None
+      if processes.is_first():
+        title = f'{model}, seed {seed}'
+        display = stack.enter_context(TrainingDisplay(title, config.epochs))
       loop.fit(dataset, model, model_config, config, folder, display)
   records = (folder / loop.METRICS_FILE).read_text().splitlines()
   settings = loop.run_config(dataset, model, model_config, config)
@@ -106,9 +112,8 @@ def train_or_read(dataset: Dataset, model: str, seed: int, folder: Path) -> Run:
   )
 
 
-def main() -> None:
-  output_dir = Path(OUTPUT_DIR.value)
-  plan = plan_from_flags()
+def claim_folder(output_dir: Path, plan: dict) -> None:
+  """Makes the folder of the table, or checks that it holds this very one."""
   plan_file = output_dir / PLAN_FILE
   if not plan_file.is_file():
     if DATASET_DIR.value:
@@ -121,7 +126,15 @@ def main() -> None:
       f'--output_dir={output_dir} holds a table of other flags (see '
       f'{plan_file}): name another folder'
     )
-  dataset = open_or_make_dataset(output_dir)
+
+
+def main() -> None:
+  output_dir = Path(OUTPUT_DIR.value)
+  plan = plan_from_flags()
+  processes.first_then_others(lambda: claim_folder(output_dir, plan))
+  dataset = processes.first_then_others(
+    lambda: open_or_make_dataset(output_dir)
+  )
   runs = [
     train_or_read(
       dataset, model, seed, output_dir / RUNS_FOLDER / f'{model}-seed{seed}'
@@ -129,6 +142,8 @@ def main() -> None:
     for model in plan['models']
     for seed in range(SEEDS.value)
   ]
+  if not processes.is_first():
+    return
   ceilings = {part: ceiling(dataset, part) for part in ('valid', 'test')}
   table = build_table1(runs, dict(dataset.manifest), ceilings)
   curves, bars = output_dir / CURVES_FILE, output_dir / AUC_FILE
@@ -145,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, takes_processes=True)

@@ -3,6 +3,7 @@
 python -m experiments.train --dataset_dir=DS --work_dir=W --model=eain
 """
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from absl import flags
 from eain_jax.config import TrainConfig
 from eain_jax.data.dataset import open_dataset
 from eain_jax.reporting.console import TrainingDisplay, metrics_on_console
+from eain_jax.training import processes
 from eain_jax.training.loop import fit
 from experiments import cli
 
@@ -31,8 +33,11 @@ cli.define_config(TrainConfig)
 def main() -> None:
   model_config = cli.model_config_from_flags(MODEL.value)
   config = cli.config_from_flags(TrainConfig)
-  dataset = open_dataset(DATASET_DIR.value)
-  with TrainingDisplay(MODEL.value, config.epochs) as display:
+  dataset = processes.together(lambda: open_dataset(DATASET_DIR.value))
+  with contextlib.ExitStack() as stack:
+    display = None
+    if processes.is_first():
+      display = stack.enter_context(TrainingDisplay(MODEL.value, config.epochs))
     fitted = fit(
       dataset,
       MODEL.value,
@@ -41,10 +46,12 @@ def main() -> None:
       Path(WORK_DIR.value),
       display,
     )
+  if not processes.is_first():
+    return
   metrics_on_console(fitted.result['test'])
   print(json.dumps({k: v for k, v in fitted.result.items() if k != 'valid'}))
   print(f'run: {WORK_DIR.value}')
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, takes_processes=True)

@@ -126,7 +126,9 @@ def state_shapes():
   def make(model, dataset, batch):
     optimizer = make_optimizer(TrainConfig(), 1)
     return jax.eval_shape(
-      lambda: init_state(model, dataset.features, optimizer, batch, 0)
+      lambda: init_state(
+        model, dataset.features, optimizer, batch, jax.random.key(0)
+      )
     )
 
   return make

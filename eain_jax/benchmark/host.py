@@ -8,14 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import jax
-
 from eain_jax.errors import InputError
 from eain_jax.training.memory import release_freed_memory
 
 _STATUS, _STAT = Path('/proc/self/status'), Path('/proc/stat')
-_MEMORY_INFO, _CLEAR = Path('/proc/meminfo'), Path('/proc/self/clear_refs')
-_CGROUP = Path('/sys/fs/cgroup')
+_CLEAR = Path('/proc/self/clear_refs')
 
 
 def num_cores() -> int:
@@ -92,25 +89,3 @@ def reset_peak_rss() -> None:
     _CLEAR.write_text('5')
   except OSError:
     return  # The peak is that of the whole process, then.
-
-
-def available_bytes() -> int | None:
-  """Memory that the first device can still give; None: nobody says."""
-  device = jax.local_devices()[0]
-  stats = device.memory_stats()
-  if stats and 'bytes_limit' in stats:
-    return stats['bytes_limit'] - stats['bytes_in_use']
-  if device.platform != 'cpu':
-    return None
-  kilobytes = _kilobytes(_MEMORY_INFO, 'MemAvailable')
-  bounds = [] if kilobytes is None else [1024 * kilobytes]
-  limit, used = _CGROUP / 'memory.max', _CGROUP / 'memory.current'
-  if limit.is_file() and limit.read_text().strip() != 'max':
-    # Pages of files that the system can drop count as used there.
-    stats = dict(
-      line.split()
-      for line in (_CGROUP / 'memory.stat').read_text().splitlines()
-    )
-    cached = int(stats.get('inactive_file', 0))
-    bounds.append(int(limit.read_text()) - int(used.read_text()) + cached)
-  return min(bounds, default=None)

@@ -4,14 +4,13 @@ import dataclasses
 
 import jax
 
-from eain_jax.benchmark import host
 from eain_jax.config import ModelConfig, TrainConfig, WorkloadConfig
 from eain_jax.data.dataset import Dataset
 from eain_jax.data.features import NUM_RESERVED
 from eain_jax.data.workload import make_workload
 from eain_jax.errors import InputError
-from eain_jax.training.setup import resolve_config, set_up
-from eain_jax.training.state import num_parameters
+from eain_jax.training.device_memory import available_bytes
+from eain_jax.training.setup import set_up
 
 
 def state_bytes(
@@ -27,17 +26,15 @@ def state_bytes(
   parameter; dense training makes a gradient and an update beside it, each as
   large as the parameters.
   """
-  state = jax.eval_shape(
-    lambda: set_up(dataset, model_name, model_config, config).state
-  )
+  setup = set_up(dataset, model_name, model_config, config)
+  state, config = setup.state_shapes, setup.config
   size = lambda tree: sum(
     leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
   )
-  config = resolve_config(dataset, model_name, model_config, config)
   # A dense update has a gradient and an update of every parameter.
   is_dense = mode == 'train' and config.table_update == 'dense'
   temporary = 2 * size(state.params) if is_dense else 0
-  return num_parameters(state.params), size(state) + temporary
+  return setup.num_parameters, size(state) + temporary
 
 
 # On a CPU the heap that is kept for reuse has gaps: with 10 M items training
@@ -81,7 +78,7 @@ def check_memory(
   if jax.local_devices()[0].platform == 'cpu':
     needed *= HEAP_FACTOR
     needed += WORKLOAD_BYTES * items * makes_data
-  available = host.available_bytes()
+  available = available_bytes()
   if available is not None and needed > available:
     raise InputError(
       f'{model_name} with {items - NUM_RESERVED:,} items has {parameters:,} '

@@ -5,14 +5,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from eain_jax.config import ModelConfig, TrainConfig
 from eain_jax.data.dataset import Dataset
-from eain_jax.training import parallel
 from eain_jax.training.device_data import STEPS_A_CALL
 from eain_jax.training.setup import set_up
-from eain_jax.training.state import num_parameters
 
 # A batch's static shapes: steps of one signature share one program.
 Signature = tuple
@@ -73,22 +70,22 @@ class Subject:
     setup = set_up(dataset, model_name, model_config, config)
     self.config, self.stream = setup.config, setup.stream
     self._runner, self.steps_a_call = setup.device_runner, 1
-    self.num_devices = parallel.num_shards(config.parallelism)
-    self.num_parameters = num_parameters(setup.state.params)
+    self._placement = setup.placement
+    self.num_devices = setup.placement.num_shards
+    self.num_parameters = setup.num_parameters
+    state = setup.make_state()
     # `Any`, because the two modes have states and steps of different types.
     self.step: Any
     self._state: Any
     if mode == 'score':
       self.step = setup.score_step
       # The optimizer's state is let go.
-      self._state = (setup.state.params, setup.state.stats)
+      self._state = (state.params, state.stats)
     else:
       self.step = setup.train_step
       if self._runner:
         self.step, self.steps_a_call = self._runner.run, STEPS_A_CALL
-      self._state = parallel.place_state(
-        setup.state, config.parallelism, setup.stream.num_shards
-      )
+      self._state = state
     self._trains = mode == 'train'
 
   def batch(self, number: int) -> Any:
@@ -126,13 +123,4 @@ class Subject:
     if self._runner:
       steps, num_events = batch
       return jax.device_put(steps), num_events
-    if self.config.parallelism != 'pmap':
-      return jax.device_put(batch)
-    mesh = jax.make_mesh(
-      (self.num_devices,),
-      (parallel.AXIS,),
-      axis_types=(AxisType.Auto,),
-      devices=jax.local_devices(),
-    )
-    by_shard = NamedSharding(mesh, PartitionSpec(parallel.AXIS))
-    return jax.device_put(batch, by_shard)
+    return self._placement.put_batch(batch)

@@ -9,7 +9,7 @@ packed axes have few static sizes, so a step is compiled a handful of times.
 import collections
 import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,16 @@ from eain_jax.data.examples import (
   hash_bits,
   segment_ranges,
 )
-from eain_jax.data.row_plan import DistinctFinder, plan_rows, planned_rows
+from eain_jax.data.row_plan import (
+  DistinctFinder,
+  RowsOfShard,
+  find_rows,
+  most_of_an_owner,
+  owned_rows,
+  plan_exchange,
+  plan_rows,
+  planned_rows,
+)
 
 # A batch is a dict of arrays, R requests of C candidates, U items, N events:
 #   items      {feature: int32 [U] or [U, W]}  the distinct items; 0 is padding
@@ -35,12 +44,15 @@ from eain_jax.data.row_plan import DistinctFinder, plan_rows, planned_rows
 #   label      float32 [R, C]
 #   weight     float32 [R, C] 0 marks padding
 #   rows       {feature: int32 [Q]}  where they are planned, the rows of each
-#              table that the batch touches; ids are then places in them
-# With several shards every array has a leading axis over them.
+#              table that the batch touches; ids are then places in them. Of
+#              tables that are cut over D devices int32 [D, C], see `row_plan`
+# Stacked, every array has a leading axis over shards.
 Batch = dict
 
 GROWTH = 1.25
 SIZE_MULTIPLE = 128
+# Of what a shard asks of one of many owners, which is little.
+CAPACITY_MULTIPLE = 8
 
 
 def permute_index(index: np.ndarray, size: int, key: int) -> np.ndarray:
@@ -73,11 +85,13 @@ def permute_index(index: np.ndarray, size: int, key: int) -> np.ndarray:
   return out.astype(np.int64)
 
 
-def size_class(needed: int, base: int, most: int) -> int:
+def size_class(
+  needed: int, base: int, most: int, multiple: int = SIZE_MULTIPLE
+) -> int:
   """The smallest static size that holds `needed`: base, base * 1.25, ..."""
   size = base
   while size < needed:
-    size = int(np.ceil(size * GROWTH / SIZE_MULTIPLE)) * SIZE_MULTIPLE
+    size = int(np.ceil(size * GROWTH / multiple)) * multiple
   return max(min(size, most), needed)
 
 
@@ -96,6 +110,8 @@ class Packer:
     num_requests: R, rows a shard; fewer are padded with weight 0.
     base_events: smallest static size of N.
     base_items: smallest static size of U.
+    base_capacity: by feature the smallest static C of an exchange.
+    find: finds distinct values.
   """
 
   dataset: Dataset
@@ -104,6 +120,7 @@ class Packer:
   num_requests: int
   base_events: int
   base_items: int
+  base_capacity: Mapping[str, int] = dataclasses.field(default_factory=dict)
   find: DistinctFinder = dataclasses.field(default_factory=DistinctFinder)
 
   def history_range(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -185,6 +202,39 @@ class Packer:
       'weight': padded(weight_RC.astype(np.float32), size),
     }
 
+  def capacity(
+    self,
+    found: Sequence[RowsOfShard],
+    num_owners: int,
+    at_least: Mapping[str, int],
+  ) -> dict[str, int]:
+    """By feature the size class of C that holds what all shards ask."""
+    most = [most_of_an_owner(rows, num_owners) for rows in found]
+    if at_least:
+      most.append(dict(at_least))
+    return {
+      feature.name: size_class(
+        max(shard[feature.name] for shard in most),
+        self.base_capacity.get(feature.name, 1),
+        owned_rows(feature.num_rows, num_owners),
+        CAPACITY_MULTIPLE,
+      )
+      for feature in self.dataset.features
+    }
+
+
+def _base_capacity(
+  found: Sequence[RowsOfShard], num_owners: int
+) -> dict[str, int]:
+  """By feature a C that nearly all pairs of shard and owner stay below."""
+  base = {}
+  for name in found[0].distinct:
+    mean = max(len(rows.distinct[name]) for rows in found) / num_owners
+    # Rows lie with their owners as if at random, and there are many pairs.
+    most = mean + 6 * np.sqrt(mean)
+    base[name] = int(np.ceil(most / CAPACITY_MULTIPLE)) * CAPACITY_MULTIPLE
+  return base
+
 
 def _base_events(packer: Packer, num_requests: int, rows: np.ndarray) -> float:
   """Events that all but a few in 100,000 batches stay below."""
@@ -235,6 +285,116 @@ def _make_packer(
 
 
 @dataclasses.dataclass(frozen=True)
+class Shards:
+  """Into which a batch is cut, and what of it is made here.
+
+  Attributes:
+    count: shards of the global batch, one a device.
+    own: those that this process makes, one after another.
+    is_stacked: arrays have a leading axis over the own shards.
+    plan: 'none'; 'rows': each shard's batch plans the rows that it touches;
+      'exchange': it plans what it asks of each owner of the cut tables.
+  """
+
+  count: int = 1
+  own: range = range(1)
+  is_stacked: bool = False
+  plan: str = 'none'
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """The static sizes of a shard's batch, the same for all shards.
+
+  Attributes:
+    num_events: N.
+    num_items: U.
+    capacity: by feature C of an exchange; empty without one.
+  """
+
+  num_events: int
+  num_items: int
+  capacity: Mapping[str, int]
+
+  def to_array(self) -> np.ndarray:
+    """int32 [2 + features]."""
+    sizes = [self.num_events, self.num_items, *self.capacity.values()]
+    return np.array(sizes, np.int32)
+
+  def from_array(self, sizes: np.ndarray) -> 'Sizes':
+    """Sizes of the same features."""
+    events, items, *capacity = (int(size) for size in sizes)
+    names = dict(zip(self.capacity, capacity, strict=True))
+    return Sizes(events, items, names)
+
+
+def stack(shards: Sequence[Batch]) -> Batch:
+  """Batches of equal shapes, stacked along a new leading axis."""
+  first = shards[0]
+  return {
+    key: {name: np.stack([s[key][name] for s in shards]) for name in value}
+    if isinstance(value, dict)
+    else np.stack([s[key] for s in shards])
+    for key, value in first.items()
+  }
+
+
+def sizes_of(batch: Batch) -> Sizes:
+  """The static sizes of a batch, stacked or not."""
+  exchanged = {
+    name: rows.shape[-1]
+    for name, rows in batch.get('rows', {}).items()
+    if rows.ndim == batch['row'].ndim + 1
+  }
+  return Sizes(
+    batch['history'].shape[-1],
+    next(iter(batch['items'].values())).shape[batch['row'].ndim - 1],
+    exchanged,
+  )
+
+
+def _assemble(
+  pack: Callable[..., Batch],
+  packer: Packer,
+  shards: Shards,
+  at_least: Sizes | None,
+) -> Batch:
+  """The shards of this process, of equal sizes, stacked and planned.
+
+  Args:
+    pack: makes one shard, given its number; `num_events` and `num_items` where
+      its own size classes are not those of all.
+    packer: knows features and size classes.
+    shards: which are made.
+    at_least: sizes that other processes' shards need.
+  """
+  made = [pack(shard) for shard in shards.own]
+  needed = [sizes_of(batch) for batch in made]
+  if at_least is not None:
+    needed.append(at_least)
+  num_events = max(size.num_events for size in needed)
+  num_items = max(size.num_items for size in needed)
+  for number, size in enumerate(needed[: len(made)]):
+    # Shards that differ in size class are packed again at the largest.
+    if (size.num_events, size.num_items) != (num_events, num_items):
+      made[number] = pack(
+        shards.own[number], num_events=num_events, num_items=num_items
+      )
+  features = packer.dataset.features
+  if shards.plan == 'rows':
+    made = [plan_rows(batch, features, packer.find) for batch in made]
+  elif shards.plan == 'exchange':
+    found = [find_rows(batch, features, packer.find) for batch in made]
+    lower = {} if at_least is None else at_least.capacity
+    capacity = packer.capacity(found, shards.count, lower)
+    made = [
+      plan_exchange(batch, features, rows, shards.count, capacity)
+      for batch, rows in zip(made, found, strict=True)
+    ]
+  return stack(made) if shards.is_stacked else made[0]
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainStream:
   """The batches of training, as a function of the step.
 
@@ -242,19 +402,17 @@ class TrainStream:
     packer: of one shard.
     num_candidates: C.
     num_requests: requests of the global batch.
-    num_shards: devices.
+    shards: into which it is cut.
     seed: of the order and the negatives.
     sampler: draws negatives, or None for the tasks with labels.
-    with_rows: batches carry the plan of a row-wise update.
   """
 
   packer: Packer
   num_candidates: int
   num_requests: int
-  num_shards: int
+  shards: Shards
   seed: int
   sampler: NegativeSampler | None
-  with_rows: bool = False
 
   @property
   def steps_per_epoch(self) -> int:
@@ -266,19 +424,30 @@ class TrainStream:
     requests = min(self.num_requests, len(self.packer.part) - begin)
     return requests * self.num_candidates
 
-  def rows(self, step: int) -> tuple[int, np.ndarray]:
-    """The epoch, and int64 [<= num_requests] the part's rows of a step."""
+  def rows(
+    self, step: int, begin: int = 0, end: int | None = None
+  ) -> tuple[int, np.ndarray]:
+    """The epoch, and the part's rows of a step, or of a stretch of its batch.
+
+    Returns:
+      int64 [<= end - begin]; the last step of an epoch holds fewer.
+    """
     epoch, place = divmod(step, self.steps_per_epoch)
-    begin = place * self.num_requests
-    index = np.arange(
-      begin, min(begin + self.num_requests, len(self.packer.part))
-    )
+    first = place * self.num_requests
+    most = min(self.num_requests, len(self.packer.part) - first)
+    end = most if end is None else min(end, most)
+    index = np.arange(first + begin, first + max(begin, end))
     key = int(hash_bits(self.seed, 0x0D, epoch))
     return epoch, permute_index(index, len(self.packer.part), key)
 
-  def examples(self, step: int) -> tuple[np.ndarray, ...]:
-    """rows [r], items [r, C], label [r, C] and weight [r, C] of a step."""
-    epoch, rows = self.rows(step)
+  def examples(
+    self, step: int, begin: int = 0, end: int | None = None
+  ) -> tuple[np.ndarray, ...]:
+    """rows [r], items [r, C], label [r, C] and weight [r, C] of a step.
+
+    `begin` and `end` take a stretch of its batch: no other row is read.
+    """
+    epoch, rows = self.rows(step, begin, end)
     part, dataset = self.packer.part, self.packer.dataset
     event = part.event[rows]
     items = dataset.item[event][:, None]
@@ -296,12 +465,26 @@ class TrainStream:
         weight[:, 1:] = np.arange(self.num_candidates - 1) < kept[:, None]
     return rows, items, label, weight
 
-  def batch(self, step: int) -> Batch:
-    """The global batch of a step; [num_shards, ...] where shards are many."""
-    batch = self._packed(step)
-    if not self.with_rows:
-      return batch
-    return plan_rows(batch, self.packer.dataset.features, self.packer.find)
+  def batch(self, step: int, at_least: Sizes | None = None) -> Batch:
+    """The own shards of a step's global batch.
+
+    Every array is [own shards, ...] where shards are stacked.
+
+    Args:
+      step: from 0.
+      at_least: sizes that the shards of other processes need.
+    """
+    size = self.packer.num_requests
+    own = self.shards.own
+    first = own.start * size
+    examples = self.examples(step, first, own.stop * size)
+
+    def pack(shard: int, **sizes: int) -> Batch:
+      begin = shard * size - first
+      rows, items, label, weight = (x[begin : begin + size] for x in examples)
+      return self.packer.pack(rows, items, label, weight, shard * size, **sizes)
+
+    return _assemble(pack, self.packer, self.shards, at_least)
 
   def planned(self) -> dict[str, int]:
     """Rows of each feature's table that most batches plan, Q."""
@@ -310,49 +493,12 @@ class TrainStream:
       num_ids = packer.num_requests
       if feature.kind == 'item':
         num_ids = packer.base_items * feature.max_values
-      sizes[feature.name] = planned_rows(feature, num_ids * self.num_shards)
+      sizes[feature.name] = planned_rows(feature, num_ids * self.shards.count)
     return sizes
-
-  def _packed(self, step: int) -> Batch:
-    rows, items, label, weight = self.examples(step)
-    size = self.packer.num_requests
-    pack = lambda shard, **sizes: self.packer.pack(
-      rows[shard * size : (shard + 1) * size],
-      items[shard * size : (shard + 1) * size],
-      label[shard * size : (shard + 1) * size],
-      weight[shard * size : (shard + 1) * size],
-      shard * size,
-      **sizes,
-    )
-    shards = [pack(shard) for shard in range(self.num_shards)]
-    if self.num_shards == 1:
-      return shards[0]
-    # Shards that differ in size class are packed again at the largest.
-    num_events = max(len(shard['history']) for shard in shards)
-    num_items = max(len(shard['items']['item']) for shard in shards)
-    for number, shard in enumerate(shards):
-      if len(shard['history']) != num_events or (
-        len(shard['items']['item']) != num_items
-      ):
-        shards[number] = pack(
-          number, num_events=num_events, num_items=num_items
-        )
-    return stack(shards)
-
-
-def stack(shards: list[Batch]) -> Batch:
-  """Batches of equal shapes, stacked along a new leading axis."""
-  first = shards[0]
-  return {
-    key: {name: np.stack([s[key][name] for s in shards]) for name in value}
-    if isinstance(value, dict)
-    else np.stack([s[key] for s in shards])
-    for key, value in first.items()
-  }
 
 
 def make_train_stream(
-  dataset: Dataset, batch_size: int, seed: int, num_shards: int = 1
+  dataset: Dataset, batch_size: int, seed: int, shards: Shards = Shards()
 ) -> TrainStream:
   """The training batches of a dataset.
 
@@ -361,7 +507,7 @@ def make_train_stream(
     batch_size: examples a step, over all shards; rounded down to whole
       requests.
     seed: of the order and the negatives.
-    num_shards: parts that a batch is cut into, one a device.
+    shards: parts that a batch is cut into, one a device.
 
   Raises:
     ValueError: batch_size holds less than one request a shard.
@@ -370,22 +516,36 @@ def make_train_stream(
   has_negatives = dataset.task == 'next_item'
   num_candidates = 1 + dataset.config.negatives if has_negatives else 1
   num_requests = batch_size // num_candidates
-  if num_requests < num_shards:
+  if num_requests < shards.count:
     raise ValueError(
       f'batch_size {batch_size} holds {num_requests} request(s) of '
-      f'{num_candidates} examples, too few for {num_shards} device(s)'
+      f'{num_candidates} examples, too few for {shards.count} device(s)'
     )
   packer = _make_packer(
-    dataset, part, -(-num_requests // num_shards), num_candidates
+    dataset, part, -(-num_requests // shards.count), num_candidates
   )
-  return TrainStream(
+  stream = TrainStream(
     packer,
     num_candidates,
     num_requests,
-    num_shards,
+    shards,
     seed,
     dataset.sampler(seed) if has_negatives else None,
   )
+  if shards.plan != 'exchange':
+    return stream
+  # From the first shard, which any process can make: all must say the same.
+  first = dataclasses.replace(stream, shards=Shards())
+  size = packer.num_requests
+  found = []
+  for step in range(min(2, stream.steps_per_epoch)):
+    rows, items, label, weight = first.examples(step, 0, size)
+    batch = packer.pack(rows, items, label, weight, 0)
+    found.append(find_rows(batch, dataset.features, packer.find))
+  packer = dataclasses.replace(
+    packer, base_capacity=_base_capacity(found, shards.count)
+  )
+  return dataclasses.replace(stream, packer=packer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -395,26 +555,46 @@ class EvalStream:
   Attributes:
     packer: of one shard.
     num_candidates: C.
+    shards: into which a batch is cut.
+    at_least: sizes that some batch of some process needs.
   """
 
   packer: Packer
   num_candidates: int
+  shards: Shards
+  at_least: Sizes | None = None
 
   @property
   def num_batches(self) -> int:
-    return -(-len(self.packer.part) // self.packer.num_requests)
+    size = self.packer.num_requests * self.shards.count
+    return -(-len(self.packer.part) // size)
 
   def batch(self, number: int) -> Batch:
+    """The own shards of a batch; see `TrainStream.batch`."""
     part, dataset = self.packer.part, self.packer.dataset
-    begin = number * self.packer.num_requests
-    rows = np.arange(begin, min(begin + self.packer.num_requests, len(part)))
-    items = dataset.item[part.event[rows]][:, None]
-    label = part.label[rows].astype(np.float32)[:, None]
-    if part.candidates is not None:
-      candidates = part.candidates[rows, : self.num_candidates - 1]
-      items = np.concatenate([items, candidates], axis=1)
-      label = np.concatenate([label, np.zeros(candidates.shape)], axis=1)
-    return self.packer.pack(rows, items, label, np.ones_like(label), 0)
+    size = self.packer.num_requests
+
+    def pack(shard: int, **sizes: int) -> Batch:
+      begin = min((number * self.shards.count + shard) * size, len(part))
+      rows = np.arange(begin, min(begin + size, len(part)))
+      items = dataset.item[part.event[rows]][:, None]
+      label = part.label[rows].astype(np.float32)[:, None]
+      if part.candidates is not None:
+        candidates = part.candidates[rows, : self.num_candidates - 1]
+        items = np.concatenate([items, candidates], axis=1)
+        label = np.concatenate([label, np.zeros(candidates.shape)], axis=1)
+      weight = np.ones_like(label)
+      return self.packer.pack(rows, items, label, weight, 0, **sizes)
+
+    return _assemble(pack, self.packer, self.shards, self.at_least)
+
+  def own_sizes(self) -> Sizes:
+    """Sizes that hold each batch of this process: it makes them all once."""
+    found = [
+      sizes_of(batch) for batch in prefetch(self.batch, range(self.num_batches))
+    ]
+    most = np.max([sizes.to_array() for sizes in found], axis=0)
+    return found[0].from_array(most)
 
 
 def _evaluation_packer(
@@ -443,10 +623,16 @@ def make_eval_stream(
   part_name: str,
   batch_size: int,
   max_negatives: int | None = None,
+  shards: Shards = Shards(),
 ) -> EvalStream:
   """The evaluation batches of a part, about `batch_size` examples each.
 
-  `max_negatives` takes only the first so many candidates of each request.
+  Args:
+    dataset: an open dataset.
+    part_name: of it.
+    batch_size: examples a batch, over all shards.
+    max_negatives: takes only the first so many candidates of each request.
+    shards: parts that a batch is cut into, one a device.
   """
   part = dataset.parts[part_name]
   num_candidates = 1
@@ -455,8 +641,10 @@ def make_eval_stream(
     if max_negatives is not None:
       num_candidates = min(num_candidates, 1 + max_negatives)
   num_requests = min(max(1, batch_size // num_candidates), len(part))
-  packer = _evaluation_packer(dataset, part, num_requests, num_candidates)
-  return EvalStream(packer, num_candidates)
+  packer = _evaluation_packer(
+    dataset, part, -(-num_requests // shards.count), num_candidates
+  )
+  return EvalStream(packer, num_candidates, shards)
 
 
 def prefetch(

@@ -5,6 +5,7 @@ to them, and scatters them back; what it costs does not depend on the number of
 rows of the tables. Planning is the input thread's work, not the device's.
 """
 
+import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
 
@@ -59,26 +60,29 @@ def planned_rows(feature: Feature, num_ids: int) -> int:
   return min(feature.num_rows, num_ids + 1)
 
 
-def plan_rows(
-  batch: Mapping, features: Sequence[Feature], find: DistinctFinder
-) -> dict:
-  """The batch with the rows that it touches, and ids that index into them.
+def owned_rows(num_rows: int, num_owners: int) -> int:
+  """L, rows that each owner of a cut table holds; the last may be spare."""
+  return -(-num_rows // num_owners)
 
-  Args:
-    batch: of `data.batches`; with several shards, stacked: the plan is one for
-      all of them, so that their gradients can be added.
-    features: of the dataset.
-    find: finds distinct values.
 
-  Returns:
-    The batch with local ids, and `rows`: {feature: int32 [..., Q]}, sorted and
-    distinct. Row 0, padding, is always the first, so that local id 0 is
-    padding too. Places that are not needed hold numbers beyond the table,
-    which a gather fills with zeros and a scatter drops.
+@dataclasses.dataclass(frozen=True)
+class RowsOfShard:
+  """The distinct rows that a shard touches, by feature.
+
+  Attributes:
+    distinct: {feature: int32 [U]}, sorted; row 0, padding, is the first.
+    place: {feature: int32}, of the shape of its ids: where each stands there.
   """
-  rows, local = {}, {}
-  num_shards = batch['row'].size // batch['row'].shape[-1]
-  is_sharded = batch['row'].ndim == 2
+
+  distinct: Mapping[str, np.ndarray]
+  place: Mapping[str, np.ndarray]
+
+
+def find_rows(
+  batch: Mapping, features: Sequence[Feature], find: DistinctFinder
+) -> RowsOfShard:
+  """The rows of one shard's batch; see `data.batches`."""
+  distinct, place = {}, {}
   for feature in features:
     if feature.kind == 'item':
       ids = batch['items'][feature.name]
@@ -87,12 +91,18 @@ def plan_rows(
     else:
       ids = batch['user']
     padded = np.concatenate([[np.int32(PADDING)], ids.reshape(-1)])
-    distinct, place = find(padded, feature.num_rows)
-    planned = planned_rows(feature, ids.size)
-    beyond = np.arange(planned - len(distinct), dtype=np.int32)
-    plan = np.concatenate([distinct, feature.num_rows + beyond])
-    rows[feature.name] = np.tile(plan, (num_shards, 1)) if is_sharded else plan
-    local[feature.name] = place[1:].reshape(ids.shape)
+    distinct[feature.name], places = find(padded, feature.num_rows)
+    place[feature.name] = places[1:].reshape(ids.shape)
+  return RowsOfShard(distinct, place)
+
+
+def _with_ids(
+  batch: Mapping,
+  features: Sequence[Feature],
+  rows: Mapping[str, np.ndarray],
+  local: Mapping[str, np.ndarray],
+) -> dict:
+  """The batch with a plan, and ids that are places in it."""
   pick = lambda kind: {
     f.name: local[f.name] for f in features if f.kind == kind
   }
@@ -103,3 +113,80 @@ def plan_rows(
     'context': pick('context'),
     'user': next(iter(pick('user').values())),
   }
+
+
+def plan_rows(
+  batch: Mapping, features: Sequence[Feature], find: DistinctFinder
+) -> dict:
+  """A shard's batch with the rows that it touches, and ids that index them.
+
+  Args:
+    batch: of `data.batches`, one shard.
+    features: of the dataset.
+    find: finds distinct values.
+
+  Returns:
+    The batch with local ids, and `rows`: {feature: int32 [Q]}, sorted and
+    distinct. Row 0, padding, is always the first, so that local id 0 is
+    padding too. Places that are not needed hold numbers beyond the table,
+    which a gather fills with zeros and a scatter drops.
+  """
+  found, rows = find_rows(batch, features, find), {}
+  for feature in features:
+    distinct, place = found.distinct[feature.name], found.place[feature.name]
+    planned = planned_rows(feature, place.size)
+    beyond = np.arange(planned - len(distinct), dtype=np.int32)
+    rows[feature.name] = np.concatenate([distinct, feature.num_rows + beyond])
+  return _with_ids(batch, features, rows, found.place)
+
+
+def most_of_an_owner(found: RowsOfShard, num_owners: int) -> dict[str, int]:
+  """By feature the most rows that a shard asks of one owner."""
+  return {
+    name: int(np.bincount(rows % num_owners, minlength=num_owners).max())
+    for name, rows in found.distinct.items()
+  }
+
+
+def plan_exchange(
+  batch: Mapping,
+  features: Sequence[Feature],
+  found: RowsOfShard,
+  num_owners: int,
+  capacity: Mapping[str, int],
+) -> dict:
+  """A shard's batch with what it asks of each owner of the cut tables.
+
+  Row r lies with owner r mod D, at place r // D.
+
+  Args:
+    batch: of `data.batches`, one shard.
+    features: of the dataset.
+    found: its rows.
+    num_owners: D.
+    capacity: by feature C, at least `most_of_an_owner`.
+
+  Returns:
+    The batch with `rows`: {feature: int32 [D, C]}, places in what each owner
+    holds, rising; those that are not needed lie beyond it. Ids are places in
+    the flat [D * C], of which padding is the first.
+  """
+  rows, local = {}, {}
+  for feature in features:
+    distinct = found.distinct[feature.name]
+    places = capacity[feature.name]
+    owner = distinct % num_owners
+    order = np.argsort(owner, kind='stable')
+    count = np.bincount(owner, minlength=num_owners)
+    begin = np.cumsum(count) - count
+    slot = np.empty(len(distinct), np.int32)
+    slot[order] = np.arange(len(distinct)) + np.repeat(
+      np.arange(num_owners) * places - begin, count
+    )
+    asked = np.full(
+      num_owners * places, owned_rows(feature.num_rows, num_owners), np.int32
+    )
+    asked[slot] = distinct // num_owners
+    rows[feature.name] = asked.reshape(num_owners, places)
+    local[feature.name] = slot[found.place[feature.name]]
+  return _with_ids(batch, features, rows, local)

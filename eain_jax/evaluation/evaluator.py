@@ -40,21 +40,31 @@ class ScoredPart:
 
 
 def score_part(
-  score: Callable[[Mapping], Any], stream: EvalStream
+  score: Callable[[Mapping], Any],
+  stream: EvalStream,
+  gather: Callable[[np.ndarray], np.ndarray] = lambda values: values[None],
 ) -> ScoredPart:
   """Scores every example of a part.
 
   Args:
-    score: maps a batch to logits [R, C].
-    stream: the batches.
+    score: maps a batch to the logits [R, C] of its shard, or [own shards, R,
+      C].
+    stream: the batches; this process scores its own shards of each.
+    gather: [processes, ...] from the same array of each process.
   """
   part, dataset = stream.packer.part, stream.packer.dataset
-  blocks = [
-    np.asarray(score(batch))
-    for batch in prefetch(stream.batch, range(stream.num_batches))
-  ]
-  num_candidates = stream.num_candidates
-  logit_RC = np.concatenate(blocks)[: len(part)]
+  num_candidates, size = stream.num_candidates, stream.packer.num_requests
+  own = len(stream.shards.own)
+  # [batches, own shards, R, C]
+  logit_GSRC = np.stack(
+    [
+      np.asarray(score(batch)).reshape(own, size, num_candidates)
+      for batch in prefetch(stream.batch, range(stream.num_batches))
+    ]
+  )
+  # [batches, processes, own shards, R, C]: the order of the part.
+  in_order = gather(logit_GSRC).swapaxes(0, 1)
+  logit_RC = in_order.reshape(-1, num_candidates)[: len(part)]
   label_RC = np.zeros(logit_RC.shape, np.int8)
   label_RC[:, 0] = part.label
   return ScoredPart(

@@ -46,21 +46,30 @@ class EmbeddedBatch:
     return num_requests, num_candidates
 
 
-def init_tables(
-  key: jax.Array, features: Sequence[Feature], width: int, stddev: float
-) -> dict[str, jax.Array]:
-  """One float32 [V, W] table a feature: normal, and 0 in the reserved rows.
+def init_table(
+  key: jax.Array, num_rows: int, width: int, stddev: float, columns: int = 1
+) -> jax.Array:
+  """A float32 table: normal, and 0 in the reserved rows.
 
   The unknown row starts at 0, the mean of the others, because no training
   example may ever reach it.
+
+  Args:
+    key: of the table.
+    num_rows: V.
+    width: W.
+    stddev: of its values.
+    columns: C, into which the rows are dealt out in turn.
+
+  Returns:
+    [L, C, W]: row r stands at [r // C, r % C], and zeros beyond row V - 1. The
+    values of a row do not depend on V or C.
   """
-  tables = {}
-  for number, feature in enumerate(features):
-    table_VW = stddev * jax.random.normal(
-      jax.random.fold_in(key, number), (feature.num_rows, width)
-    )
-    tables[feature.name] = table_VW.at[:NUM_RESERVED].set(0.0)
-  return tables
+  shape = (-(-num_rows // columns), columns, width)
+  place = lambda axis: jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+  row = place(0) * columns + place(1)
+  is_drawn = (row >= NUM_RESERVED) & (row < num_rows)
+  return jnp.where(is_drawn, stddev * jax.random.normal(key, shape), 0.0)
 
 
 def embed(table_VW: jax.Array, ids: jax.Array) -> jax.Array:

@@ -10,26 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from eain_jax.errors import InputError
+from eain_jax.training.parallel import Placement
 from eain_jax.training.state import TrainState
-
-
-def _abstract(tree):
-  """Shapes, dtypes and a single-device sharding of a tree of arrays."""
-  device = jax.local_devices()[0]
-  sharding = jax.sharding.SingleDeviceSharding(device)
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-  )
-
-
-def _copied(tree):
-  """Copies: saves run on beside steps that reuse the buffers of the state."""
-  return jax.tree.map(jnp.copy, tree)
 
 
 class Checkpoints:
@@ -38,7 +23,8 @@ class Checkpoints:
   Use as a context manager: leaving it waits for saves that are under way.
   """
 
-  def __init__(self, work_dir: Path):
+  def __init__(self, work_dir: Path, placement: Placement):
+    self._placement = placement
     options = lambda keep: ocp.CheckpointManagerOptions(
       max_to_keep=keep, create=True, enable_async_checkpointing=True
     )
@@ -65,7 +51,7 @@ class Checkpoints:
     if step == self._latest.latest_step():
       return
     args = ocp.args.Composite(
-      state=ocp.args.StandardSave(_copied(state)),
+      state=ocp.args.StandardSave(self._placement.to_canonical(state)),
       record=ocp.args.JsonSave(dict(record)),
     )
     if not self._latest.save(step, args=args):
@@ -76,18 +62,23 @@ class Checkpoints:
   ) -> tuple[TrainState, dict[str, Any]]:
     """The newest state, in the shape of `state`, and the loop's record."""
     args = ocp.args.Composite(
-      state=ocp.args.StandardRestore(_abstract(state)),
-      record=ocp.args.JsonRestore(),
+      state=self._standard_restore(state), record=ocp.args.JsonRestore()
     )
     step = self._latest.latest_step()
     restored = self._latest.restore(step, args=args)
-    return restored['state'], restored['record']
+    state = self._placement.from_canonical(restored['state'])
+    return state, restored['record']
+
+  def _standard_restore(self, tree):
+    """Tables were saved with as many spare rows as their devices had."""
+    shapes = self._placement.canonical_shapes(tree)
+    return ocp.args.StandardRestore(shapes, strict=False)
 
   def save_best(self, step: int, params, stats) -> None:
     """Saves the parameters of the best evaluation so far."""
     if step == self._best.latest_step():
       return
-    tree = {'params': params, 'stats': stats}
+    tree = self._placement.to_canonical({'params': params, 'stats': stats})
     if not self._best.save(step, args=ocp.args.StandardSave(tree)):
       raise RuntimeError(f'the best checkpoint, step {step}, was not saved')
 
@@ -101,8 +92,7 @@ class Checkpoints:
       raise InputError(
         'the run holds no evaluated checkpoint yet: train it further'
       )
-    abstract = _abstract({'params': params, 'stats': stats})
-    tree = self._best.restore(
-      self._best.latest_step(), args=ocp.args.StandardRestore(abstract)
-    )
+    args = self._standard_restore({'params': params, 'stats': stats})
+    tree = self._best.restore(self._best.latest_step(), args=args)
+    tree = self._placement.from_canonical(tree)
     return tree['params'], tree['stats']

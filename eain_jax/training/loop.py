@@ -6,9 +6,9 @@ log is cut back to the restored step, so a run that is started again goes on as
 if it had never stopped.
 """
 
+import collections
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import time
@@ -22,23 +22,21 @@ import numpy as np
 import eain_jax
 from eain_jax.artifacts import write_json
 from eain_jax.config import ModelConfig, TrainConfig
-from eain_jax.data.batches import (
-  EvalStream,
-  TrainStream,
-  make_eval_stream,
-  prefetch,
-)
+from eain_jax.data.batches import EvalStream, make_eval_stream, prefetch
 from eain_jax.data.dataset import Dataset
 from eain_jax.errors import InputError
 from eain_jax.evaluation import evaluator
-from eain_jax.training import parallel
+from eain_jax.training import processes
+from eain_jax.training.agreement import AgreedBatches
 from eain_jax.training.checkpoint import Checkpoints
-from eain_jax.training.device_data import STEPS_A_CALL, DeviceRunner
+from eain_jax.training.device_data import STEPS_A_CALL
+from eain_jax.training.device_memory import check_memory
 from eain_jax.training.memory import release_freed_memory
 from eain_jax.training.optimizer import set_plateau_factor
-from eain_jax.training.setup import resolve_config, set_up
-from eain_jax.training.state import TrainState, num_parameters
-from eain_jax.training.step import ScoreFn, StepFn
+from eain_jax.training.parallel import Placement
+from eain_jax.training.setup import Setup, resolve_config, set_up
+from eain_jax.training.state import TrainState
+from eain_jax.training.step import ScoreFn
 
 EVAL_BATCH_SIZE = 16_384
 CONFIG_FILE, METRICS_FILE, RESULT_FILE = (
@@ -82,6 +80,16 @@ def run_config(
 ) -> dict[str, Any]:
   """What identifies a run; written as `config.json`."""
   config = resolve_config(dataset, model_name, model_config, config)
+  return _settings(dataset, model_name, model_config, config)
+
+
+def _settings(
+  dataset: Dataset,
+  model_name: str,
+  model_config: ModelConfig,
+  config: TrainConfig,
+) -> dict[str, Any]:
+  """As `run_config`, of a config with nothing left open."""
   return {
     'version': eain_jax.__version__,
     'dataset': {
@@ -104,9 +112,16 @@ def _check_same_run(path: Path, expected: Mapping[str, Any]) -> None:
       values.items() if isinstance(values, dict) else [('', values)]
     )
   }
-  # The folder of the dataset may move; its fingerprint may not change.
+  # The dataset's folder may move, its fingerprint may not change; a run may go
+  # on on other devices.
+  free = {
+    'dataset.path',
+    'train_config.parallelism',
+    'train_config.num_devices',
+    'train_config.data_placement',
+  }
   old, new = flat(found), flat(expected)
-  for name in sorted((old.keys() | new.keys()) - {'dataset.path'}):
+  for name in sorted((old.keys() | new.keys()) - free):
     if old.get(name) != new.get(name):
       raise InputError(
         f'{path.parent} holds a run with {name}={old.get(name)!r}, this one '
@@ -159,12 +174,8 @@ def _claim_folder(work_dir: Path, settings: Mapping[str, Any]) -> None:
       f'--work_dir={work_dir} holds something that is not a run: name another '
       'folder'
     )
-  write_json(work_dir / CONFIG_FILE, settings)
-
-
-def _single_device(tree):
-  """The tree on the first device: a view where all devices hold the same."""
-  return jax.tree.map(lambda x: x.addressable_data(0), tree)
+  if processes.is_first():
+    write_json(work_dir / CONFIG_FILE, settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +184,7 @@ class FitResult:
 
   Attributes:
     result: the content of `result.json`.
-    params: of the best evaluation.
+    params: of the best evaluation, as they lie on the devices of the run.
     stats: of the best evaluation.
   """
 
@@ -187,15 +198,18 @@ class _Plan:
   """All that the loop uses and does not change."""
 
   dataset: Dataset
-  config: TrainConfig
-  stream: TrainStream
+  setup: Setup
   valid: EvalStream
-  num_steps: int
-  train_step: StepFn
-  score_step: ScoreFn
-  device_runner: DeviceRunner | None
   checkpoints: Checkpoints | None
   log: _Log
+
+  @property
+  def config(self) -> TrainConfig:
+    return self.setup.config
+
+  @property
+  def steps_per_epoch(self) -> int:
+    return self.setup.stream.steps_per_epoch
 
 
 def fit(
@@ -208,6 +222,8 @@ def fit(
 ) -> FitResult:
   """Trains a model to its best validation GAUC and evaluates that on test.
 
+  With several processes all call it; the first one alone writes and reports.
+
   Args:
     dataset: an open dataset.
     model_name: of `models.MODELS`.
@@ -218,40 +234,41 @@ def fit(
     report: is called with every record of the log.
 
   Raises:
-    InputError: the folder holds another run; the batch does not suit the
-      devices; the loss is not finite.
+    InputError: the folder holds another run; the batch or the state does not
+      suit the devices; the loss is not finite.
   """
-  setup = set_up(dataset, model_name, model_config, config)
-  config, stream, state = setup.config, setup.stream, setup.state
-  settings = run_config(dataset, model_name, model_config, config)
-  record, best = Record(), (state.params, state.stats)
+  setup = processes.together(
+    lambda: set_up(dataset, model_name, model_config, config)
+  )
+  placement = setup.placement
+  settings = _settings(dataset, model_name, model_config, setup.config)
+  record = Record()
   with contextlib.ExitStack() as stack:
     checkpoints, log_path = None, None
     if work_dir:
-      _claim_folder(work_dir, settings)
-      checkpoints = stack.enter_context(Checkpoints(work_dir))
-      if checkpoints.latest_step is not None:
-        state, saved = checkpoints.restore_latest(state)
-        record = Record(**saved)
-      if record.best_step >= 0:
-        best = checkpoints.restore_best(*best)
-      log_path = work_dir / METRICS_FILE
+      processes.first_then_others(lambda: _claim_folder(work_dir, settings))
+      checkpoints = stack.enter_context(Checkpoints(work_dir, placement))
+      if processes.is_first():
+        log_path = work_dir / METRICS_FILE
+    processes.together(lambda: check_memory(setup.state_shapes, placement))
+    if checkpoints and checkpoints.latest_step is not None:
+      state, saved = checkpoints.restore_latest(setup.state_shapes)
+      record = Record(**saved)
+    else:
+      state = setup.make_state()
+    best = (state.params, state.stats)
+    if checkpoints and record.best_step >= 0:
+      best = checkpoints.restore_best(*best)
+    if log_path:
       _cut_log(log_path, int(state.step))
+    log = _Log(log_path, report if processes.is_first() else None)
     plan = _Plan(
       dataset,
-      config,
-      stream,
-      make_eval_stream(
-        dataset, 'valid', EVAL_BATCH_SIZE, config.valid_negatives
-      ),
-      setup.num_steps,
-      setup.train_step,
-      setup.score_step,
-      setup.device_runner,
+      setup,
+      open_eval_stream(dataset, 'valid', placement, config.valid_negatives),
       checkpoints,
-      stack.enter_context(_Log(log_path, report)),
+      stack.enter_context(log),
     )
-    state = parallel.place_state(state, config.parallelism, stream.num_shards)
     for note in setup.notes:
       plan.log.say(note)
     state, best = _run(plan, state, best, record)
@@ -261,26 +278,61 @@ def fit(
     'version': eain_jax.__version__,
     'dataset': dataset.fingerprint,
     'seed': config.seed,
-    'parameters': num_parameters(state.params),
+    'parameters': setup.num_parameters,
     'best_step': record.best_step,
-    'best_epoch': record.best_step / stream.steps_per_epoch,
+    'best_epoch': record.best_step / plan.steps_per_epoch,
     'steps': step,
   }
   for name in ('valid', 'test'):
-    result[name] = evaluate(dataset, name, plan.score_step, *best)
-  examples = step * stream.num_requests * stream.num_candidates
+    stream = open_eval_stream(dataset, name, placement)
+    scored = _score(setup.score_step, placement, stream, *best)
+    result[name] = evaluator.evaluate_scores(dataset, scored)
+  examples = step * setup.stream.num_requests * setup.stream.num_candidates
   result['seconds'] = record.seconds
   result['seconds_waiting_for_input'] = record.seconds_waiting
   result['examples_per_second'] = examples / max(record.seconds, 1e-9)
-  if work_dir:
+  if work_dir and processes.is_first():
     write_json(work_dir / RESULT_FILE, result)
   return FitResult(result, *best)
+
+
+def open_eval_stream(
+  dataset: Dataset,
+  part_name: str,
+  placement: Placement,
+  max_negatives: int | None = None,
+) -> EvalStream:
+  """The evaluation batches of a part, cut for the devices of a run.
+
+  All batches have one shape. Where tables are cut, finding it takes a pass over
+  them, and the processes must agree on it.
+  """
+  stream = make_eval_stream(
+    dataset, part_name, EVAL_BATCH_SIZE, max_negatives, placement.eval_shards
+  )
+  if not placement.cuts_tables:
+    return stream
+  own = stream.own_sizes()
+  most = processes.gather(own.to_array()).max(axis=0)
+  return dataclasses.replace(stream, at_least=own.from_array(most))
+
+
+def _score(
+  score_step: ScoreFn, placement: Placement, stream: EvalStream, params, stats
+) -> evaluator.ScoredPart:
+  """Every process' scores of every example of a part."""
+
+  def score(batch):
+    placed = placement.place_eval_batch(batch)
+    return placement.own_logits(score_step(params, stats, placed))
+
+  return evaluator.score_part(score, stream, processes.gather)
 
 
 def evaluate(
   dataset: Dataset, part_name: str, score_step: ScoreFn, params, stats
 ) -> dict[str, Any]:
-  """All metrics of a part, over all of its candidates."""
+  """All metrics of a part, over all of its candidates, on one device."""
   scored = evaluator.score_part(
     lambda batch: score_step(params, stats, batch),
     make_eval_stream(dataset, part_name, EVAL_BATCH_SIZE),
@@ -294,33 +346,63 @@ def _schedule(plan: _Plan, step: int) -> Iterator[tuple[int, int]]:
   No call goes beyond a step at which the loop evaluates, saves or logs. Counts
   are powers of two, so that there are few programs.
   """
-  config, per_epoch = plan.config, plan.stream.steps_per_epoch
-  while step < plan.num_steps:
+  config, per_epoch = plan.config, plan.steps_per_epoch
+  while step < plan.setup.num_steps:
     free = min(
       every - step % every
       for every in (per_epoch, config.save_every, config.log_every)
     )
     count = 1
-    if plan.device_runner is not None:
+    if plan.setup.device_runner is not None:
       count = min(STEPS_A_CALL, 2 ** (free.bit_length() - 1))
     yield step, count
     step += count
 
 
-def _inputs(plan: _Plan, call: tuple[int, int]) -> tuple[int, Any]:
-  """How many steps a call makes, and what it needs from the host."""
-  first, count = call
-  if plan.device_runner is None:
-    return count, plan.stream.batch(first)
-  return count, plan.device_runner.inputs(first, count)
+class _Inputs:
+  """What the devices need of the host for each call, made ahead.
+
+  Of several processes the batches have the sizes that all agree on.
+  """
+
+  def __init__(self, plan: _Plan, step: int):
+    self._setup = plan.setup
+    self._schedule = collections.deque(_schedule(plan, step))
+    self._source = prefetch(self._make, list(self._schedule))
+    self._agreed = None
+    if plan.setup.placement.spans_processes and self._schedule:
+      self._agreed = AgreedBatches(self._source, self._setup.stream.batch, step)
+
+  def _make(self, call: tuple[int, int]) -> Any:
+    first, count = call
+    if self._setup.device_runner is None:
+      return self._setup.stream.batch(first)
+    return self._setup.device_runner.inputs(first, count)
+
+  def __next__(self) -> tuple[int, Any]:
+    """How many steps the next call makes, and what it takes."""
+    _, count = self._schedule.popleft()
+    batch = next(self._agreed or self._source)
+    if self._setup.device_runner is None:
+      batch = self._setup.placement.place_batch(batch)
+    return count, batch
+
+  def observe(self, metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a call without what they tell of later inputs."""
+    if self._agreed:
+      self._agreed.observe(metrics.pop('sizes_ahead'))
+    return metrics
+
+  def close(self) -> None:
+    self._source.close()
 
 
 def _run(plan: _Plan, state: TrainState, best, record: Record):
   """Runs to the last step, or until early stopping; the state and the best."""
-  config, per_epoch = plan.config, plan.stream.steps_per_epoch
+  config, per_epoch = plan.config, plan.steps_per_epoch
   step = int(state.step)
-  train = plan.device_runner or plan.train_step
-  inputs = prefetch(functools.partial(_inputs, plan), _schedule(plan, step))
+  train = plan.setup.device_runner or plan.setup.train_step
+  inputs = _Inputs(plan, step)
   pending: dict[str, Any] = {}
   in_flight = None
   clock = time.perf_counter()
@@ -332,7 +414,7 @@ def _run(plan: _Plan, state: TrainState, best, record: Record):
       state, best = _evaluate_boundary(plan, state, best, record)
       clock = time.perf_counter()
     stop = (
-      step >= plan.num_steps
+      step >= plan.setup.num_steps
       or record.stale_evaluations >= config.early_stopping
     )
     due = at_boundary or step % config.save_every == 0
@@ -343,9 +425,7 @@ def _run(plan: _Plan, state: TrainState, best, record: Record):
         pending = {}
       now = time.perf_counter()
       record.seconds, clock = record.seconds + now - clock, now
-      plan.checkpoints.save_latest(
-        _single_device(state), dataclasses.asdict(record)
-      )
+      plan.checkpoints.save_latest(state, dataclasses.asdict(record))
     if stop:
       inputs.close()
       return state, best
@@ -353,6 +433,7 @@ def _run(plan: _Plan, state: TrainState, best, record: Record):
     count, batch = next(inputs)
     record.seconds_waiting += time.perf_counter() - asked
     state, metrics = train(state, batch)
+    metrics = inputs.observe(metrics)
     step += count
     # One step runs and one waits: each has temporaries of its own.
     jax.block_until_ready(in_flight)
@@ -391,10 +472,8 @@ def _log_training(
 def _evaluate_boundary(plan: _Plan, state: TrainState, best, record: Record):
   """Evaluates on validation; keeps the best; lets the learning rate fall."""
   config, step = plan.config, int(state.step)
-  params, stats = _single_device((state.params, state.stats))
-  scored = evaluator.score_part(
-    lambda batch: plan.score_step(params, stats, batch), plan.valid
-  )
+  setup, params, stats = plan.setup, state.params, state.stats
+  scored = _score(setup.score_step, setup.placement, plan.valid, params, stats)
   if not np.isfinite(scored.logit).all():
     raise InputError(
       f'the scores are not finite after step {step}: lower --learning_rate, '
@@ -427,7 +506,7 @@ def _evaluate_boundary(plan: _Plan, state: TrainState, best, record: Record):
   plan.log(
     kind='valid',
     step=step,
-    epoch=step / plan.stream.steps_per_epoch,
+    epoch=step / plan.steps_per_epoch,
     learning_rate_factor=record.plateau_factor,
     seconds=record.seconds,
     **values,

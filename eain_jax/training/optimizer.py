@@ -30,7 +30,10 @@ def make_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
 def make_optimizer(
   config: TrainConfig, num_steps: int
 ) -> optax.GradientTransformation:
-  """Clipping, the named optimizer, its schedule, and the plateau factor.
+  """The named optimizer, its schedule, and the plateau factor.
+
+  Clipping is the step's: the norm is that of whole gradients, and a device may
+  hold a part of them.
 
   The plateau factor is a leaf of the optimizer's state, so it is saved and
   restored with it; `set_plateau_factor` changes it between steps.
@@ -43,14 +46,11 @@ def make_optimizer(
     'adagrad': lambda: optax.scale_by_rss(initial_accumulator_value=0.1),
     'sgd': optax.identity,
   }[config.optimizer]()
-  parts = [
+  return optax.chain(
     precondition,
     optax.scale_by_learning_rate(make_schedule(config, num_steps)),
     optax.inject_hyperparams(optax.scale)(step_size=1.0),
-  ]
-  if config.clip_norm:
-    parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
-  return optax.chain(*parts)
+  )
 
 
 def set_plateau_factor(opt_state, factor: float):

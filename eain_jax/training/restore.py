@@ -15,6 +15,7 @@ from eain_jax.models import Model, make_model
 from eain_jax.training.checkpoint import Checkpoints
 from eain_jax.training.loop import CONFIG_FILE, EVAL_BATCH_SIZE
 from eain_jax.training.optimizer import make_optimizer
+from eain_jax.training.parallel import make_placement
 from eain_jax.training.state import init_state
 from eain_jax.training.step import make_score_step
 
@@ -76,9 +77,14 @@ def open_run(
   batch = make_eval_stream(dataset, 'valid', EVAL_BATCH_SIZE, 1).batch(0)
   shapes = jax.eval_shape(
     lambda: init_state(
-      model, dataset.features, make_optimizer(config, 1), batch, config.seed
+      model,
+      dataset.features,
+      make_optimizer(config, 1),
+      batch,
+      jax.random.key(0),
     )
   )
-  with Checkpoints(work_dir) as checkpoints:
+  placement = make_placement('none', {})
+  with Checkpoints(work_dir, placement) as checkpoints:
     params, stats = checkpoints.restore_best(shapes.params, shapes.stats)
   return Run(settings, dataset, model, params, stats)

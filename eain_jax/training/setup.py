@@ -1,20 +1,31 @@
 """What a run is made of, from its settings: batches, state, compiled steps."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from typing import Any
 
 import jax
+import numpy as np
+import optax
 
 from eain_jax.config import ModelConfig, TrainConfig
-from eain_jax.data.batches import TrainStream, make_train_stream
+from eain_jax.data.batches import Shards, TrainStream, make_train_stream
 from eain_jax.data.dataset import Dataset
+from eain_jax.data.features import Feature
 from eain_jax.errors import InputError
 from eain_jax.models import Model, make_model
-from eain_jax.training import parallel
 from eain_jax.training.device_data import DeviceRunner, make_device_runner
 from eain_jax.training.memory import release_freed_memory
 from eain_jax.training.optimizer import make_optimizer
+from eain_jax.training.parallel import (
+  AXIS,
+  Placement,
+  device_notes,
+  make_placement,
+)
 from eain_jax.training.state import TrainState, init_state
 from eain_jax.training.step import (
   ScoreFn,
@@ -36,11 +47,13 @@ class Setup:
     model: the network and its table width.
     stream: the batches.
     num_steps: of all epochs.
-    state: of step 0, not yet placed on the devices; see
-      `parallel.place_state`.
+    placement: the devices, and what lies where.
+    make_state: the state of step 0, made where it is to lie.
+    state_shapes: of the state.
     train_step: compiled, `(state, batch) -> (state, metrics)`; donates the
-      state.
-    score_step: compiled, `(params, stats, batch) -> logits`.
+      state. Batches are placed by `placement.place_batch`.
+    score_step: compiled, `(params, stats, batch) -> logits`; batches are
+      placed by `placement.place_eval_batch`.
     device_runner: runs many steps in one call, where the data is placed on
       the device.
     notes: lines for a person about what was chosen.
@@ -50,11 +63,21 @@ class Setup:
   model: Model
   stream: TrainStream
   num_steps: int
-  state: TrainState
+  placement: Placement
+  make_state: Callable[[], TrainState]
+  state_shapes: TrainState
   train_step: StepFn
   score_step: ScoreFn
   device_runner: DeviceRunner | None
   notes: tuple[str, ...]
+
+  @property
+  def num_parameters(self) -> int:
+    """Scalars of the model, without the spare rows of cut tables."""
+    params = self.state_shapes.params
+    rows = sum(f.num_rows for f in self.stream.packer.dataset.features)
+    net = sum(leaf.size for leaf in jax.tree.leaves(params['net']))
+    return net + rows * self.model.table_width
 
 
 def _batch_size(dataset: Dataset) -> int:
@@ -66,12 +89,10 @@ def _batch_size(dataset: Dataset) -> int:
 
 
 def _open_stream(
-  dataset: Dataset, config: TrainConfig, num_shards: int
+  dataset: Dataset, config: TrainConfig, shards: Shards
 ) -> TrainStream:
   try:
-    return make_train_stream(
-      dataset, config.batch_size, config.seed, num_shards
-    )
+    return make_train_stream(dataset, config.batch_size, config.seed, shards)
   except ValueError as error:
     raise InputError(str(error)) from error
 
@@ -85,7 +106,7 @@ def _resolve(
   """`resolve_config`, what it rests on, and the batches for one device."""
   if not config.batch_size:
     config = dataclasses.replace(config, batch_size=_batch_size(dataset))
-  stream = _open_stream(dataset, config, 1)
+  stream = _open_stream(dataset, config, Shards())
   update = measure_update(
     dataset.features,
     stream.planned(),
@@ -114,13 +135,29 @@ def resolve_config(
   return _resolve(dataset, model_name, model_config, config)[0]
 
 
+def choose_placement(
+  dataset: Dataset,
+  config: TrainConfig,
+  devices: Sequence[Any] | None = None,
+) -> Placement:
+  """The devices that the settings ask for; see `parallel.make_placement`."""
+  return make_placement(
+    config.parallelism,
+    {feature.name: feature.num_rows for feature in dataset.features},
+    config.num_devices,
+    devices,
+  )
+
+
 def set_up(
   dataset: Dataset,
   model_name: str,
   model_config: ModelConfig,
   config: TrainConfig,
 ) -> Setup:
-  """Makes the batches, the state of step 0 and the compiled steps.
+  """The batches, the steps, and what makes the state of step 0.
+
+  Nothing is computed and no state allocated yet.
 
   Raises:
     InputError: the batch or the placement does not suit the devices.
@@ -130,23 +167,37 @@ def set_up(
       '--data_placement=device runs on one device: use --parallelism=none, or '
       '--data_placement=host'
     )
+  placement = choose_placement(dataset, config)
   config, update, stream = _resolve(dataset, model_name, model_config, config)
-  model = make_model(
-    model_name, model_config, parallel.axis_name(config.parallelism)
-  )
-  num_shards = parallel.num_shards(config.parallelism)
-  if num_shards > 1:
-    stream = _open_stream(dataset, config, num_shards)
-  stream = dataclasses.replace(
-    stream, with_rows=config.table_update == 'rowwise'
-  )
+  model = make_model(model_name, model_config, placement.axis_name)
+  shards = placement.train_shards(config.table_update)
+  if shards != stream.shards:
+    stream = _open_stream(dataset, config, shards)
   features = dataset.features
   num_steps = stream.steps_per_epoch * config.epochs
   optimizer = make_optimizer(config, num_steps)
-  first_batch = parallel.shard_of(stream.batch(0), config.parallelism)
-  state = init_state(model, features, optimizer, first_batch, config.seed)
-  release_freed_memory()
-  train_step = make_train_step(model, features, optimizer, config)
+  initialize = functools.partial(
+    _initialize, model, features, optimizer, stream.batch(0), placement
+  )
+  # Bits, for these any process can pass to a program of all of them.
+  key = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
+  state_shapes = jax.eval_shape(initialize, key)
+
+  def make_state() -> TrainState:
+    state = placement.make_state(initialize, key)
+    release_freed_memory()
+    return state
+
+  train_step = make_train_step(
+    model,
+    features,
+    optimizer,
+    config,
+    tables_are_cut=placement.cuts_tables,
+  )
+  score_step = make_score_step(
+    model, features, axis_name=AXIS if placement.cuts_tables else None
+  )
   device_runner = None
   if config.data_placement == 'device':
     device_runner = make_device_runner(stream, train_step)
@@ -155,12 +206,37 @@ def set_up(
     model,
     stream,
     num_steps,
-    state,
-    parallel.compile_train_step(train_step, config.parallelism),
-    jax.jit(make_score_step(model, features)),
+    placement,
+    make_state,
+    state_shapes,
+    placement.compile_train_step(train_step, state_shapes),
+    placement.compile_score_step(score_step, state_shapes),
     device_runner,
     (
       update.describe(config.table_update),
-      *parallel.device_notes(jax.default_backend(), version('jaxlib')),
+      *placement.describe(),
+      *device_notes(jax.default_backend(), version('jaxlib')),
     ),
+  )
+
+
+def _initialize(
+  model: Model,
+  features: Sequence[Feature],
+  optimizer: optax.GradientTransformation,
+  batch: Mapping,
+  placement: Placement,
+  key_data: jax.Array,
+) -> TrainState:
+  """The state of step 0 from the bits of a key."""
+  if placement.parallelism != 'none':
+    batch = jax.tree.map(lambda x: x[0], batch)
+  return init_state(
+    model,
+    features,
+    optimizer,
+    batch,
+    jax.random.wrap_key_data(key_data),
+    num_owners=placement.num_owners,
+    place_table=placement.table_from_draw,
   )

@@ -1,7 +1,6 @@
 """The state of training: all that a run has learned, and nothing else."""
 
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from eain_jax.data.features import Feature
-from eain_jax.layers.embedding import embed_batch, init_tables
+from eain_jax.layers.embedding import embed_batch, init_table
 from eain_jax.models import Model
 
 
@@ -36,35 +35,43 @@ def init_state(
   features: Sequence[Feature],
   optimizer: optax.GradientTransformation,
   batch: Mapping,
-  seed: int,
+  key: jax.Array,
+  *,
+  num_owners: int = 1,
+  place_table: Callable[[jax.Array], jax.Array] = lambda x: x[:, 0],
 ) -> TrainState:
-  """The state of step 0, a function of the seed.
+  """The state of step 0, a function of the key. Jit it: no forward pass runs.
 
   Args:
     model: its tables and network are made.
     features: of the dataset.
     optimizer: its state is made.
-    batch: arrays of one shard, for their shapes.
-    seed: of the parameters.
+    batch: arrays of one shard, or their shapes.
+    key: of the parameters.
+    num_owners: devices that tables are cut over.
+    place_table: a table as it is to lie, from `embedding.init_table`.
   """
-  # Compiled, the forward pass, of which shapes alone are needed, is not run.
-  make = jax.jit(functools.partial(_make_state, model, features, optimizer))
-  return make(jax.random.key(seed), batch)
-
-
-def _make_state(
-  model: Model,
-  features: Sequence[Feature],
-  optimizer: optax.GradientTransformation,
-  key: jax.Array,
-  batch: Mapping,
-) -> TrainState:
   table_key, net_key = jax.random.split(key)
-  tables = init_tables(
-    table_key, features, model.table_width, model.config.table_stddev
+  width, stddev = model.table_width, model.config.table_stddev
+  tables = {
+    feature.name: place_table(
+      init_table(
+        jax.random.fold_in(table_key, number),
+        feature.num_rows,
+        width,
+        stddev,
+        num_owners,
+      )
+    )
+    for number, feature in enumerate(features)
+  }
+  # For shapes alone: one row stands for any table, and zeros for any ids.
+  inputs = embed_batch(
+    {feature.name: jnp.zeros((1, width)) for feature in features},
+    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch),
+    features,
   )
   # Initializing outside of the mapped axis: shapes do not depend on it.
-  inputs = embed_batch(tables, batch, features)
   variables: Any = model.clone(axis_name=None).init(net_key, inputs)
   params = {'tables': tables, 'net': dict(variables.get('params', {}))}
   return TrainState(
@@ -73,8 +80,3 @@ def _make_state(
     dict(variables.get('stats', {})),
     optimizer.init(params),
   )
-
-
-def num_parameters(params) -> int:
-  """Scalars in all leaves."""
-  return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -123,7 +123,8 @@ def test_negatives_are_drawn_anew_every_epoch(dataset):
 @pytest.mark.parametrize('num_shards', [2, 4, 8])
 def test_shards_hold_the_same_examples_as_one(dataset, num_shards):
   one = batches.make_train_stream(dataset, 165, seed=3)
-  many = batches.make_train_stream(dataset, 165, seed=3, num_shards=num_shards)
+  shards = batches.Shards(num_shards, range(num_shards), True)
+  many = batches.make_train_stream(dataset, 165, 3, shards)
   for step in (0, one.steps_per_epoch - 1):
     whole, shards = one.batch(step), many.batch(step)
     per_shard = shards['target'].shape[1]
@@ -169,7 +170,7 @@ def test_evaluation_keeps_order_and_candidates(dataset):
 
 def test_a_batch_smaller_than_the_devices_is_refused(dataset):
   with pytest.raises(ValueError, match='too few for 8 device'):
-    batches.make_train_stream(dataset, 20, seed=0, num_shards=8)
+    batches.make_train_stream(dataset, 20, 0, batches.Shards(8, range(8)))
 
 
 def test_prefetch_keeps_order_and_passes_errors_on():

@@ -83,7 +83,17 @@ def test_more_padding_values_change_no_mean():
 
 def test_initial_tables():
   features = (*FEATURES, Feature('many', 'item', 20_000))
-  tables = embedding.init_tables(jax.random.key(3), features, WIDTH, 0.05)
+  make = lambda seed, columns=1: {
+    feature.name: embedding.init_table(
+      jax.random.fold_in(jax.random.key(seed), number),
+      feature.num_rows,
+      WIDTH,
+      0.05,
+      columns,
+    )
+    for number, feature in enumerate(features)
+  }
+  tables = {name: table[:, 0] for name, table in make(3).items()}
   for feature in features:
     table = np.asarray(tables[feature.name])
     assert table.shape == (feature.num_rows, WIDTH)
@@ -94,12 +104,16 @@ def test_initial_tables():
   many = np.asarray(tables['many'][NUM_RESERVED:])
   assert many.std() == pytest.approx(0.05, abs=6e-4)
   assert many.mean() == pytest.approx(0.0, abs=9e-4)
-  again = embedding.init_tables(jax.random.key(3), features, WIDTH, 0.05)
-  other = embedding.init_tables(jax.random.key(4), features, WIDTH, 0.05)
-  np.testing.assert_array_equal(again['item'], tables['item'])
-  assert not np.allclose(other['item'][2:], tables['item'][2:])
+  other = make(4)['item'][:, 0]
+  assert not np.allclose(other[2:], tables['item'][2:])
   # Two tables never start as copies of each other.
   assert not np.allclose(tables['user'][2:], tables['item'][2:6])
+  # Dealt out over columns, rows are what they were; the spare ones are zeros.
+  for name, dealt in make(3, columns=3).items():
+    rows = np.asarray(dealt).reshape(-1, WIDTH)
+    np.testing.assert_array_equal(rows[: len(tables[name])], tables[name])
+    assert not rows[len(tables[name]) :].any()
+    assert dealt.shape[1] == 3
 
 
 def test_embed_batch_against_a_loop():

@@ -277,7 +277,9 @@ def test_parameters_are_those_that_checkpoints_hold(dataset, small_config):
     nets = {}
     for name in MODELS:
       model = make_model(name, small_config(name))
-      state = init_state(model, dataset.features, optimizer, batch, 0)
+      state = init_state(
+        model, dataset.features, optimizer, batch, jax.random.key(0)
+      )
       nets[name] = {'net': state.params['net'], 'stats': state.stats}
     return nets
 

@@ -8,12 +8,12 @@ import optax
 import pytest
 
 from eain_jax.config import MODEL_CONFIGS, PrepareConfig, TrainConfig
-from eain_jax.data.batches import make_train_stream
+from eain_jax.data.batches import Shards, make_train_stream
 from eain_jax.data.dataset import open_dataset
 from eain_jax.data.prepare import prepare
 from eain_jax.errors import InputError
 from eain_jax.models import make_model
-from eain_jax.training import device_data
+from eain_jax.training import distinct
 from eain_jax.training.device_data import assemble, make_device_runner
 from eain_jax.training.loop import fit
 from eain_jax.training.step import make_train_step
@@ -70,9 +70,9 @@ def meaning(batch, features):
 
 @pytest.mark.parametrize('most', [0, 32])
 def test_distinct_ids_by_marking_and_by_sorting(monkeypatch, most):
-  monkeypatch.setattr(device_data, 'MAX_ROWS_AN_ID', most)
+  monkeypatch.setattr(distinct, 'MAX_ROWS_AN_ID', most)
   ids = np.array([5, 0, 5, 9, 2], np.int32)
-  rows, place = device_data._distinct(ids, 10, 6)
+  rows, place = distinct.distinct_ids(ids, 10, 6)
   expected = np.array([0, 2, 5, 9])
   np.testing.assert_array_equal(rows[:4], expected)
   # Beyond the table, and in order.
@@ -86,8 +86,8 @@ def test_distinct_ids_by_marking_and_by_sorting(monkeypatch, most):
 def test_a_batch_means_the_same(request, which, with_rows):
   """The first batch, and the epoch's last, which has padding."""
   dataset = request.getfixturevalue(which)
-  stream = make_train_stream(dataset, 100, 0)
-  stream = dataclasses.replace(stream, with_rows=with_rows)
+  shards = Shards(plan='rows' if with_rows else 'none')
+  stream = make_train_stream(dataset, 100, 0, shards)
   optimizer = optax.sgd(0.1)
   model = make_model('lr')
   step = make_train_step(model, dataset.features, optimizer, TrainConfig())
@@ -109,8 +109,8 @@ def test_many_steps_in_one_call_are_the_steps(
   dataset, small_config, random_state, with_rows
 ):
   """Dropout included; across an epoch's end."""
-  stream = make_train_stream(dataset, BATCH_SIZE, 0)
-  stream = dataclasses.replace(stream, with_rows=with_rows)
+  shards = Shards(plan='rows' if with_rows else 'none')
+  stream = make_train_stream(dataset, BATCH_SIZE, 0, shards)
   optimizer = optax.adam(0.01)
   config = TrainConfig()
   model = make_model('eain', small_config('eain', dropout=0.3))

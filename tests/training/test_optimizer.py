@@ -100,17 +100,6 @@ def test_adamw_decays_what_adam_leaves():
   )
 
 
-def test_clipping_scales_the_whole_gradient():
-  norm = math.sqrt(0.09 + 0.01 + 4)
-  for clip, scale in ((10.0, 1.0), (1.0, 1 / norm), (0.0, 1.0)):
-    config = TrainConfig(optimizer='sgd', learning_rate=1, clip_norm=clip)
-    (update,) = updates_of(config, 1)
-    np.testing.assert_allclose(
-      update['w'], -scale * GRADS['w'], rtol=1e-5, atol=1e-9
-    )
-    assert update['b'] == pytest.approx(-2 * scale, rel=1e-5)
-
-
 @pytest.mark.parametrize('name', ['adam', 'adamw', 'adagrad', 'sgd'])
 def test_the_plateau_factor_scales_updates_and_nothing_else(name):
   """Moments go on as they were; the schedule keeps counting."""

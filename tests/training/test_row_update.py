@@ -1,7 +1,5 @@
 """Row-wise updates against dense ones: equal where they must be."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,19 +7,21 @@ import optax
 import pytest
 
 from eain_jax.config import TrainConfig
-from eain_jax.data.batches import make_train_stream
+from eain_jax.data.batches import Shards, make_train_stream
 from eain_jax.errors import InputError
 from eain_jax.models import make_model
-from eain_jax.training import parallel, row_update
+from eain_jax.training import row_update
 from eain_jax.training.step import make_train_step
 
 BATCH_SIZE = 500
 
 
-def streams(dataset, num_shards=1):
+def streams(dataset):
   """The same batches without and with a plan."""
-  dense = make_train_stream(dataset, BATCH_SIZE, 0, num_shards)
-  return dense, dataclasses.replace(dense, with_rows=True)
+  return [
+    make_train_stream(dataset, BATCH_SIZE, 0, Shards(plan=plan))
+    for plan in ('none', 'rows')
+  ]
 
 
 def assert_close(a, b, atol):
@@ -169,36 +169,3 @@ def test_an_optimizer_without_rows_is_refused():
     row_update.rows_of_opt_state(
       optimizer, optimizer.init(params), params, rows
     )
-
-
-def test_pmap_is_one_device(dataset, small_config, random_state):
-  """One plan for all shards: the same rows move in the same way."""
-  losses, tables = [], []
-  for num_devices in (1, 4):
-    parallelism = 'none' if num_devices == 1 else 'pmap'
-    _, stream = streams(dataset, num_devices)
-    model = make_model(
-      'deepfm',
-      small_config('deepfm', dropout=0.0),
-      parallel.axis_name(parallelism),
-    )
-    optimizer = optax.adam(0.01)
-    first = parallel.shard_of(stream.batch(0), parallelism)
-    state = random_state(model, dataset, first, optimizer)
-    step = make_train_step(model, dataset.features, optimizer, TrainConfig())
-    if num_devices > 1:
-      step = jax.pmap(
-        step,
-        axis_name=parallel.AXIS,
-        in_axes=(None, 0),
-        out_axes=(None, None),
-        devices=jax.local_devices()[:num_devices],
-      )
-    else:
-      step = jax.jit(step)
-    for number in range(6):
-      state, found = step(state, stream.batch(number))
-      losses.append(float(found['loss']))
-    tables.append(state.params['tables'])
-  assert losses[:6] == pytest.approx(losses[6:], abs=1e-5)
-  assert_close(tables[0], tables[1], 2e-5)

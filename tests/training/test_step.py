@@ -10,7 +10,6 @@ from eain_jax.data.batches import make_eval_stream, make_train_stream
 from eain_jax.evaluation import metrics
 from eain_jax.evaluation.evaluator import score_part
 from eain_jax.models import make_model
-from eain_jax.training import parallel
 from eain_jax.training.optimizer import make_optimizer
 from eain_jax.training.state import init_state
 from eain_jax.training.step import (
@@ -70,7 +69,9 @@ def test_sgd_on_logistic_regression_is_the_closed_form(dataset, small_config):
   assert [batch['weight'].sum() for batch in batches] == [500, 500, 210]
   model = make_model('lr', small_config('lr', table_l2=table_l2))
   optimizer = make_optimizer(config, 1_000)
-  state = init_state(model, dataset.features, optimizer, batches[0], 0)
+  state = init_state(
+    model, dataset.features, optimizer, batches[0], jax.random.key(0)
+  )
   step = make_train_step(model, dataset.features, optimizer, config)
   tables = {
     name: np.asarray(table, np.float64)
@@ -102,6 +103,38 @@ def test_sgd_on_logistic_regression_is_the_closed_form(dataset, small_config):
   # Padding rows have moved nowhere; every real row of a used feature has.
   assert not tables['item'][0].any()
   assert not np.asarray(state.params['tables']['item'][0]).any()
+
+
+@pytest.mark.parametrize('clip', [0.0, 1e-3, 1e3])
+def test_clipping_scales_the_whole_gradient(dataset, small_config, clip):
+  """SGD moves by the rate times the gradient, cut to the norm that is allowed.
+
+  The norm counts the penalty's gradient too.
+  """
+  steps = []
+  stream = make_train_stream(dataset, BATCH_SIZE, seed=0)
+  model = make_model('lr', small_config('lr', table_l2=0.1))
+  for clip_norm in (0.0, clip):
+    config = TrainConfig(
+      optimizer='sgd', learning_rate=1.0, clip_norm=clip_norm
+    )
+    optimizer = make_optimizer(config, 10)
+    state = init_state(
+      model, dataset.features, optimizer, stream.batch(0), jax.random.key(0)
+    )
+    step = make_train_step(model, dataset.features, optimizer, config)
+    after, found = jax.jit(step)(state, stream.batch(0))
+    moved = jax.tree.map(lambda a, b: a - b, after.params, state.params)
+    steps.append((moved, float(found['gradient_norm'])))
+  (free, norm), (clipped, same_norm) = steps
+  assert same_norm == norm
+  scale = min(1.0, clip / norm) if clip else 1.0
+  assert (scale < 1) == (clip == 1e-3)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(b, scale * a, atol=1e-7),
+    free,
+    clipped,
+  )
 
 
 @pytest.fixture(scope='module')
@@ -166,37 +199,6 @@ def test_the_penalty_is_in_the_total_loss_alone(dnn):
   assert difference == pytest.approx(0.01 * squares, rel=1e-5)
 
 
-@pytest.mark.parametrize('num_devices', [1, 8])
-def test_an_epoch_is_one_trace(
-  dataset, small_config, random_state, num_devices
-):
-  """The uneven last batch has the shapes of the others."""
-  parallelism = 'none' if num_devices == 1 else 'pmap'
-  stream = make_train_stream(dataset, BATCH_SIZE, 0, num_devices)
-  model = make_model(
-    'dnn', small_config('dnn'), parallel.axis_name(parallelism)
-  )
-  first = parallel.shard_of(stream.batch(0), parallelism)
-  optimizer = make_optimizer(TrainConfig(), 1_000)
-  state = random_state(model, dataset, first, optimizer)
-  step = make_train_step(model, dataset.features, optimizer, TrainConfig())
-  traces, shapes = [], set()
-
-  def counted(state, batch):
-    traces.append(batch['history'].shape)
-    return step(state, batch)
-
-  compiled = parallel.compile_train_step(counted, parallelism)
-  state = parallel.place_state(state, parallelism, num_devices)
-  for number in range(stream.steps_per_epoch + 2):
-    batch = stream.batch(number)
-    shapes.add(str(jax.tree.map(np.shape, batch)))
-    state, _ = compiled(state, batch)
-  assert stream.steps_per_epoch == 15
-  assert len(shapes) == 1
-  assert len(traces) == 1
-
-
 def test_shuffled_labels_stay_in_their_request():
   label = np.zeros((4_000, 5), np.float32)
   label[:, 0] = 1
@@ -222,7 +224,7 @@ def train_and_test(dataset, model, config, num_steps, make_state):
   optimizer = make_optimizer(config, num_steps)
   state = make_state(model, dataset, stream.batch(0), optimizer)
   step = make_train_step(model, dataset.features, optimizer, config)
-  step = parallel.compile_train_step(step, 'none')
+  step = jax.jit(step, donate_argnums=0)
   losses = []
   for number in range(num_steps):
     state, found = step(state, stream.batch(number))

@@ -1,0 +1,71 @@
+"""What devices have of memory, and whether a state fits."""
+
+from pathlib import Path
+
+import jax
+
+from eain_jax.errors import InputError
+from eain_jax.training.parallel import Placement
+from eain_jax.training.state import TrainState
+
+_MEMORY_INFO, _CGROUP = Path('/proc/meminfo'), Path('/sys/fs/cgroup')
+
+
+def _available_in_system() -> int | None:
+  """Bytes that /proc/meminfo says are there."""
+  if not _MEMORY_INFO.is_file():
+    return None
+  for line in _MEMORY_INFO.read_text().splitlines():
+    if line.startswith('MemAvailable:'):
+      return 1024 * int(line.split()[1])
+  return None
+
+
+def available_bytes() -> int | None:
+  """Memory that the first device can still give; None: nobody says."""
+  device = jax.local_devices()[0]
+  stats = device.memory_stats()
+  if stats and 'bytes_limit' in stats:
+    return stats['bytes_limit'] - stats['bytes_in_use']
+  if device.platform != 'cpu':
+    return None
+  in_system = _available_in_system()
+  bounds = [] if in_system is None else [in_system]
+  limit, used = _CGROUP / 'memory.max', _CGROUP / 'memory.current'
+  if limit.is_file() and limit.read_text().strip() != 'max':
+    # Pages of files that the system can drop count as used there.
+    stats = dict(
+      line.split()
+      for line in (_CGROUP / 'memory.stat').read_text().splitlines()
+    )
+    cached = int(stats.get('inactive_file', 0))
+    bounds.append(int(limit.read_text()) - int(used.read_text()) + cached)
+  return min(bounds, default=None)
+
+
+def check_memory(
+  state: TrainState, placement: Placement, available: int | None = None
+) -> None:
+  """Raises InputError where a state cannot fit into its devices.
+
+  Args:
+    state: or its shapes, as it is to lie.
+    placement: the devices.
+    available: bytes that a device can give; by default what it tells. The CPU
+      devices of a process share what the machine has.
+  """
+  if available is None:
+    available = available_bytes()
+    if available is not None and placement.devices[0].platform == 'cpu':
+      available //= len(placement.shards('none').own)
+  needed = placement.bytes_a_device(state)
+  if available is None or needed <= available:
+    return
+  advice = 'use --parallelism=mesh, which cuts the tables over the devices'
+  if placement.cuts_tables:
+    advice = 'use more devices, or a smaller --embedding_dim'
+  raise InputError(
+    f'the state takes {needed / 1e9:.2f} GB on each device under '
+    f'--parallelism={placement.parallelism}, and a device has '
+    f'{available / 1e9:.2f} GB left: {advice}'
+  )

@@ -1,0 +1,209 @@
+"""Several processes as one: joining, agreeing, failing together.
+
+JAX's own runtime does the work. Launchers say where it is in the environment:
+
+  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID
+      process 0 listens at host:port, and the others find it there
+  EAIN_DISTRIBUTED=detect
+      JAX finds the cluster by itself, as on TPU pods
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from eain_jax.errors import InputError
+
+# Together below a minute: whoever waits in vain is told within it.
+CONNECT_SECONDS, START_SECONDS = 20, 30
+HEARTBEAT_SECONDS = 60
+MAX_MESSAGE = 2_000
+_VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+
+T = TypeVar('T')
+
+
+def _cluster(
+  environment: Mapping[str, str],
+) -> tuple[str, int, int] | None:
+  """Address, number of processes and own number; None: there is no cluster."""
+  given = {name: environment.get(name) for name in _VARIABLES}
+  if not any(given.values()):
+    return None
+  for name, value in given.items():
+    if not value:
+      raise InputError(
+        f'{name} is not set, but another of {", ".join(_VARIABLES)} is: set '
+        'all three, or none'
+      )
+  address = given[_VARIABLES[0]] or ''
+  host, _, port = address.rpartition(':')
+  if not host or not port.isdigit() or not 0 < int(port) < 65_536:
+    raise InputError(f'JAX_COORDINATOR_ADDRESS={address} is not host:port')
+  numbers = []
+  for name in _VARIABLES[1:]:
+    value = given[name] or ''
+    if not value.isdigit():
+      raise InputError(f'{name}={value} is not a number')
+    numbers.append(int(value))
+  count, own = numbers
+  if own >= count:
+    raise InputError(
+      f'JAX_PROCESS_ID={own} must be below JAX_NUM_PROCESSES={count}'
+    )
+  return address, count, own
+
+
+def _wait_for(address: str, seconds: float) -> None:
+  """Returns when somebody listens at an address.
+
+  JAX would end the whole process where nobody does.
+  """
+  host, _, port = address.rpartition(':')
+  end = time.monotonic() + seconds
+  while True:
+    try:
+      with socket.create_connection((host.strip('[]'), int(port)), 2):
+        return
+    except OSError as error:
+      if time.monotonic() > end:
+        raise InputError(
+          f'nobody listens at the coordinator address {address} '
+          f'({error.strerror or error}): check JAX_COORDINATOR_ADDRESS, and '
+          'that process 0 runs'
+        ) from error
+      time.sleep(0.2)
+
+
+def join_cluster(environment: Mapping[str, str] = os.environ) -> bool:
+  """Joins the cluster that the environment names; False where it names none.
+
+  Call it before anything else of jax runs.
+
+  Raises:
+    InputError: the variables contradict each other, or the other processes
+      do not come within a minute.
+  """
+  detects = environment.get('EAIN_DISTRIBUTED', '')
+  if detects not in ('', 'detect'):
+    raise InputError(f'EAIN_DISTRIBUTED={detects} is unknown: use detect')
+  cluster = _cluster(environment)
+  if cluster is None and not detects:
+    return False
+  # It would catch SIGTERM, and the process would not end.
+  jax.config.update('jax_enable_preemption_service', False)
+  times: dict[str, Any] = {
+    'initialization_timeout': START_SECONDS,
+    'heartbeat_timeout_seconds': HEARTBEAT_SECONDS,
+  }
+  try:
+    if cluster is None:
+      times['initialization_timeout'] = 10 * START_SECONDS
+      jax.distributed.initialize(**times)
+      return True
+    address, count, own = cluster
+    if own:
+      _wait_for(address, CONNECT_SECONDS)
+    else:
+      _check_own_address(address)
+    jax.distributed.initialize(
+      address, count, own, cluster_detection_method='deactivate', **times
+    )
+  except (RuntimeError, ValueError) as error:
+    reason = str(error).strip().splitlines()[0][:200]
+    where = 'JAX found no cluster by itself'
+    if cluster is not None:
+      address, count, own = cluster
+      where = (
+        f'process {own} of {count} did not meet the others at {address} '
+        f'within {START_SECONDS} s'
+      )
+    raise InputError(f'{where}: {reason}') from error
+  return True
+
+
+def _check_own_address(address: str) -> None:
+  """Raises InputError where process 0 cannot be the one at an address."""
+  host, _, port = address.rpartition(':')
+  try:
+    found = socket.getaddrinfo(host.strip('[]'), int(port))
+  except OSError as error:
+    raise InputError(
+      f'JAX_COORDINATOR_ADDRESS={address}: the host is unknown '
+      f'({error.strerror or error})'
+    ) from error
+  for family, kind, protocol, _, where in found:
+    if kind != socket.SOCK_STREAM:
+      continue
+    with socket.socket(family, kind, protocol) as trial:
+      trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      try:
+        trial.bind(where)
+        return
+      except OSError as error:
+        reason = error.strerror
+  raise InputError(
+    f'process 0 cannot listen at JAX_COORDINATOR_ADDRESS={address} ({reason}): '
+    'name an address of its own machine, and a free port'
+  )
+
+
+def is_first() -> bool:
+  """Whether this process writes what the run leaves behind."""
+  return jax.process_index() == 0
+
+
+def gather(values: np.ndarray) -> np.ndarray:
+  """[processes, ...]: an array of each process, of one shape, at all."""
+  if jax.process_count() == 1:
+    return np.asarray(values)[None]
+  return np.asarray(multihost_utils.process_allgather(values, tiled=False))
+
+
+def together(act: Callable[[], T]) -> T:
+  """`act()`, or an InputError in all processes where one of them raises it.
+
+  Without that the others would wait for ever for the one that failed.
+  """
+  if jax.process_count() == 1:
+    return act()
+  result: Any = None
+  message = b''
+  try:
+    result = act()
+  except InputError as error:
+    message = str(error).encode()[:MAX_MESSAGE] or b'?'
+  padded = np.zeros(MAX_MESSAGE, np.uint8)
+  padded[: len(message)] = np.frombuffer(message, np.uint8)
+  for process, text in enumerate(gather(padded)):
+    said = bytes(text).rstrip(b'\0').decode(errors='replace')
+    if said and not message:
+      raise InputError(f'process {process}: {said}')
+  if message:
+    raise InputError(message.decode(errors='replace'))
+  return result
+
+
+def first_then_others(act: Callable[[], T]) -> T:
+  """As `together`, the first process before all others."""
+  if jax.process_count() == 1:
+    return act()
+  kept: list[T] = []
+
+  def of_first() -> None:
+    if is_first():
+      kept.append(act())
+
+  def of_others() -> None:
+    if not is_first():
+      kept.append(act())
+
+  together(of_first)
+  together(of_others)
+  return kept[0]
