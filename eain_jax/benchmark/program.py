@@ -74,6 +74,64 @@ def matmul_flops(function, *args, static_argnums: tuple[int, ...] = ()) -> int:
   return _jaxpr_flops(trace(*args).jaxpr)
 
 
+# Names for what is there already, or what is written where it is used.
+_FREE = {
+  'broadcast_in_dim',
+  'convert_element_type',
+  'iota',
+  'reshape',
+  'squeeze',
+  'stop_gradient',
+}
+
+
+def _size(variable) -> int:
+  aval = variable.aval
+  return math.prod(aval.shape) * getattr(aval.dtype, 'itemsize', 0)
+
+
+def _traffic(equation) -> int:
+  """Bytes that one operation reads and writes if it is fused with no other."""
+  name = equation.primitive.name
+  if name in _FREE:
+    return 0
+  if name == 'gather':
+    return _size(equation.invars[1]) + 2 * _size(equation.outvars[0])
+  if name.startswith('scatter'):
+    # Rows are read, changed and written where they lie.
+    return _size(equation.invars[1]) + 3 * _size(equation.invars[2])
+  variables = [*equation.invars, *equation.outvars]
+  return sum(_size(variable) for variable in variables)
+
+
+def _jaxpr_traffic(jaxpr: Jaxpr) -> int:
+  total = 0
+  for equation in jaxpr.eqns:
+    inner = [
+      _jaxpr_traffic(body)
+      for value in equation.params.values()
+      for body in _inner_jaxprs(value)
+    ]
+    name = equation.primitive.name
+    if not inner or name.startswith('scatter'):
+      # A scatter's body is one addition.
+      total += _traffic(equation)
+      continue
+    runs = equation.params['length'] if name == 'scan' else 1
+    total += runs * (max(inner) if name == 'cond' else sum(inner))
+  return total
+
+
+def unfused_bytes(function, *args) -> int:
+  """Bytes that `function(*args)` moves on one device, if nothing is fused.
+
+  Each operation reads what it is given and writes its result; gathers and
+  scatters touch the rows that they name, where XLA's count has them touch whole
+  tables. Of a `shard_map` it is what one device moves.
+  """
+  return _jaxpr_traffic(jax.make_jaxpr(function)(*args).jaxpr)
+
+
 def xla_counts(compiled: Any) -> dict[str, int | None]:
   """XLA's own counts of a compiled program, on one device.
 

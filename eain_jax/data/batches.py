@@ -21,6 +21,7 @@ from eain_jax.data.examples import (
   hash_bits,
   segment_ranges,
 )
+from eain_jax.data.features import Feature
 from eain_jax.data.row_plan import (
   DistinctFinder,
   RowsOfShard,
@@ -227,13 +228,22 @@ def _base_capacity(
   found: Sequence[RowsOfShard], num_owners: int
 ) -> dict[str, int]:
   """By feature a C that nearly all pairs of shard and owner stay below."""
-  base = {}
-  for name in found[0].distinct:
-    mean = max(len(rows.distinct[name]) for rows in found) / num_owners
-    # Rows lie with their owners as if at random, and there are many pairs.
-    most = mean + 6 * np.sqrt(mean)
-    base[name] = int(np.ceil(most / CAPACITY_MULTIPLE)) * CAPACITY_MULTIPLE
-  return base
+  return {
+    name: capacity_for(
+      max(len(rows.distinct[name]) for rows in found) / num_owners
+    )
+    for name in found[0].distinct
+  }
+
+
+def capacity_for(mean: float) -> int:
+  """C for shards that ask `mean` rows of each owner, rounded up.
+
+  Rows lie with their owners as if at random, and there are many pairs of shard
+  and owner, so the mean is passed by six standard deviations.
+  """
+  most = mean + 6 * np.sqrt(mean)
+  return int(np.ceil(most / CAPACITY_MULTIPLE)) * CAPACITY_MULTIPLE
 
 
 def _base_events(packer: Packer, num_requests: int, rows: np.ndarray) -> float:
@@ -303,6 +313,14 @@ class Shards:
 
 
 @dataclasses.dataclass(frozen=True)
+class Shape:
+  """What an array would be."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+
+
+@dataclasses.dataclass(frozen=True)
 class Sizes:
   """The static sizes of a shard's batch, the same for all shards.
 
@@ -351,6 +369,44 @@ def sizes_of(batch: Batch) -> Sizes:
     next(iter(batch['items'].values())).shape[batch['row'].ndim - 1],
     exchanged,
   )
+
+
+def shapes_of_batch(
+  features: Sequence[Feature],
+  num_requests: int,
+  num_candidates: int,
+  sizes: Sizes,
+  num_owners: int,
+) -> Batch:
+  """Shapes and types of one shard's batch that plans an exchange.
+
+  Args:
+    features: of the dataset.
+    num_requests: R.
+    num_candidates: C.
+    sizes: the rest.
+    num_owners: D.
+  """
+  array = lambda *shape, dtype='int32': Shape(shape, np.dtype(dtype))
+  of_kind = lambda kind: [f for f in features if f.kind == kind]
+  return {
+    'items': {
+      f.name: array(sizes.num_items, *([f.max_values] * f.multi_valued))
+      for f in of_kind('item')
+    },
+    'user': array(num_requests),
+    'context': {f.name: array(num_requests) for f in of_kind('context')},
+    'target': array(num_requests, num_candidates),
+    'history': array(sizes.num_events),
+    'segment': array(sizes.num_events),
+    'position': array(num_requests),
+    'row': array(num_requests),
+    'label': array(num_requests, num_candidates, dtype='float32'),
+    'weight': array(num_requests, num_candidates, dtype='float32'),
+    'rows': {
+      f.name: array(num_owners, sizes.capacity[f.name]) for f in features
+    },
+  }
 
 
 def _assemble(

@@ -171,6 +171,10 @@ class Placement:
       lambda spec: NamedSharding(mesh, spec), self._specs(tree)
     )
 
+  def shardings(self, tree: Any) -> Any:
+    """Where each leaf of a state lies."""
+    return self._shardings(tree, self._state_mesh)
+
   @property
   def _state_mesh(self) -> Mesh:
     return self.mesh if self.cuts_tables else self._own_mesh
