@@ -141,9 +141,12 @@ def main(argv: Sequence[str]) -> int:
   command = argv[cut + 1 :]
   app.define_help_flags()
   try:
+    # Up to the first word that is no flag: a command whose -- was forgotten
+    # has flags of its own.
+    flags.FLAGS.set_gnu_getopt(False)
     rest = flags.FLAGS(argv[:cut])
     if rest[1:] or not command:
-      raise FlagError('there is no command after --')
+      raise FlagError('write -- and then the command, after the flags')
     environments = make_environments(
       os.environ,
       PROCESSES.value,
@@ -152,9 +155,7 @@ def main(argv: Sequence[str]) -> int:
       GPUS_PER_PROCESS.value,
     )
   except (flags.Error, FlagError) as error:
-    # Without -- it was most likely a flag of the command.
-    hint = '' if '--' in argv else ', and -- comes before the command'
-    print(f'local: {error}{hint}', file=sys.stderr)
+    print(f'local: {error}', file=sys.stderr)
     return 2
   except SystemExit:
     return 0  # --help
