@@ -29,7 +29,8 @@ SRUN = """
       task.kill()
 
   signal.signal(signal.SIGTERM, kill)
-  (notes / 'tasks').write_text(' '.join(str(task.pid) for task in tasks))
+  (notes / 'new').write_text(' '.join(str(task.pid) for task in tasks))
+  (notes / 'new').rename(notes / 'tasks')
   told = False
   while any(task.poll() is None for task in tasks):
     if any(task.poll() for task in tasks) and not told:
@@ -41,6 +42,8 @@ SRUN = """
 """
 SCANCEL = """
   assert sys.argv[1:] == ['--signal=TERM', '40007'], sys.argv
+  while not (notes / 'tasks').exists():
+    time.sleep(0.02)
   for pid in (notes / 'tasks').read_text().split():
     os.kill(int(pid), signal.SIGTERM)
 """
