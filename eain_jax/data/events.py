@@ -70,6 +70,24 @@ class EventLog:
   sources: tuple[Mapping[str, object], ...] = ()
   notes: tuple[str, ...] = ()
 
+  def rows(self, begin: int, end: int) -> 'EventLog':
+    """Some of the events, by views; users and items keep their numbers."""
+    take = lambda column: None if column is None else column[begin:end]
+    return dataclasses.replace(
+      self,
+      user=self.user[begin:end],
+      item=self.item[begin:end],
+      timestamp=self.timestamp[begin:end],
+      rating=take(self.rating),
+      label=take(self.label),
+      request=take(self.request),
+      position=take(self.position),
+      context={
+        name: ContextColumn(column.codes[begin:end], column.values)
+        for name, column in self.context.items()
+      },
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class RawColumn:
