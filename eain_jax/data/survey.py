@@ -30,9 +30,9 @@ def user_blocks(log: EventLog, user_start: np.ndarray) -> Iterator[UserBlock]:
 
   What a block has read of mapped columns is let go of after it.
   """
-  begins = np.arange(0, len(log.user), BLOCK_ROWS)
-  bounds = np.unique(np.searchsorted(user_start[:-1], begins)).tolist()
-  for first, last in itertools.pairwise([*bounds, len(log.users)]):
+  wanted = [*range(0, len(log.user), BLOCK_ROWS), len(log.user)]
+  bounds = np.unique(np.searchsorted(user_start, wanted)).tolist()
+  for first, last in itertools.pairwise(bounds):
     begin, end = user_start[[first, last]].tolist()
     yield UserBlock(slice(first, last), slice(begin, end), log.rows(begin, end))
     release(log.user, log.item, log.timestamp)
