@@ -364,6 +364,9 @@ class Reader(Protocol):
   blank: int
   rejected: list[tuple[int, str, str]]
 
+  @property
+  def name(self) -> str: ...
+
   def reject(self, line: int, reason: str, text: bytes | str) -> None: ...
 
 
@@ -383,7 +386,7 @@ def check_rejected(reader: Reader) -> None:
 def rejected_table(readers: Iterable[Reader]) -> pl.DataFrame:
   """file, line, reason and text of every rejected line."""
   rows = [
-    (reader.path.name, *rejected)
+    (reader.name, *rejected)
     for reader in readers
     for rejected in sorted(reader.rejected)
   ]
