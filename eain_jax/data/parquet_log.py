@@ -47,7 +47,7 @@ from eain_jax.data.log_values import (
 )
 from eain_jax.errors import InputError
 
-ROWS_AT_ONCE = 1 << 20
+ROWS_AT_ONCE = 1 << 21
 # Distinct values of slices are merged when so many have gathered.
 MIN_MERGED = 1 << 20
 # Numbers in a range so wide are always looked up in a table of the range.
@@ -165,21 +165,26 @@ class ParquetFile:
   ) -> None:
     if value is None:
       differs = column.is_not_null()
-    else:
+    elif column.dtype.is_numeric():
       # As text a folder's 07 would not be the 7 of a file.
-      text = pl.Series([value], dtype=pl.String)
-      try:
-        given = text.cast(column.dtype, strict=False)
-        if given.null_count():
-          column, given = column.cast(pl.String), text
-      except pl.exceptions.PolarsError:
-        return  # Of a type that no column of a log can have.
+      given = pl.Series([value]).cast(column.dtype, strict=False)
       differs = column.ne_missing(given.new_from_index(0, len(column)))
+      differs |= given.is_null().item()
+    elif column.dtype == pl.Boolean:
+      differs = column.cast(pl.String).ne_missing(value.lower())
+    elif isinstance(column.dtype, pl.Datetime):
+      text = column.dt.strftime('%Y-%m-%d %H:%M:%S')
+      differs = text.ne_missing(value.replace('T', ' ')[:19])
+    elif column.dtype.is_nested() or column.dtype == pl.Binary:
+      return  # No column of a log can be of such a type.
+    else:
+      differs = column.cast(pl.String).ne_missing(value)
     if differs.any():
       row = int(differs.arg_max() or 0)
+      holds = 'null' if column[row] is None else column[row]
       says = HIVE_NULL if value is None else value
       raise InputError(
-        f'{self.path}: the column {column.name!r} is {column[row]!r} in row '
+        f'{self.path}: the column {column.name!r} is {holds} in row '
         f'{first + row + 1}, but its folder says {column.name}={says}: rename '
         'one of the two, or leave the column out of the file'
       )
@@ -497,9 +502,9 @@ def _integer_codes(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
 class _GrowingCodes:
   """Codes of a column whose slices come one after the other.
 
-  Each slice brings its own distinct values. When those that gathered are twice
-  as many as the last merge left, they are merged, so they never take more than
-  a few times what the distinct values of the whole take.
+  Each slice brings its own distinct values. When four times as many gathered as
+  the last merge left, they are merged, so they never take more than a few times
+  what the distinct values of the whole take.
   """
 
   def __init__(self, num_rows: int):
@@ -518,7 +523,7 @@ class _GrowingCodes:
     self._num_values += len(values)
     if self._num_values > self._most:
       self._merge()
-      self._most = max(MIN_MERGED, 2 * self._num_values)
+      self._most = max(MIN_MERGED, 4 * self._num_values)
 
   def _merge(self) -> None:
     if len(self._values) < 2:
