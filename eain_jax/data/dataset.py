@@ -8,24 +8,27 @@
     rejected.jsonl         the lines that were not read, each with its reason
 
 A dataset is written beside its place and renamed when complete, and checked
-against its hashes when opened. Histories are stored once: an example holds
+against its hashes when opened. Columns grow by pieces, so that to write one
+takes no more memory than a piece. Histories are stored once: an example holds
 where its history ends.
 """
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
 from eain_jax.config import PrepareConfig
+from eain_jax.data.columns import ColumnWriter, map_column, release
 from eain_jax.data.examples import PARTS, NegativeSampler, Part, make_sampler
 from eain_jax.data.features import Feature, Vocabulary
 from eain_jax.data.lines import hash_file
@@ -52,6 +55,19 @@ def refuse_existing(path: Path, flag: str = '--output_dir') -> None:
     )
 
 
+def refuse_small_disk(path: Path, num_bytes: int) -> None:
+  """Raises InputError where `num_bytes` do not fit on the disk of `path`."""
+  there = path.absolute()
+  while not there.exists():
+    there = there.parent
+  free = shutil.disk_usage(there).free
+  if free < num_bytes:
+    raise InputError(
+      f'{path} would take at least {num_bytes / 1e9:,.1f} GB, and its disk has '
+      f'{free / 1e9:,.1f} GB left: name another, or prepare less'
+    )
+
+
 @contextlib.contextmanager
 def folder_written_whole(path: Path) -> Iterator[Path]:
   """A folder to write into that becomes `path` only when the block ends well.
@@ -60,7 +76,8 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
   the whole folder or none.
 
   Raises:
-    InputError: `path` already holds something, or cannot be made.
+    InputError: `path` already holds something, cannot be made, or the disk
+      is full.
   """
   refuse_existing(path)
   beside = path.parent / f'.{path.name}.unfinished-{os.getpid()}'
@@ -79,6 +96,12 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
     if path.is_dir():
       path.rmdir()
     beside.rename(path)
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    raise InputError(
+      f'{path} cannot be written: the disk is full, {error.strerror}'
+    ) from error
   finally:
     shutil.rmtree(beside, ignore_errors=True)
 
@@ -168,37 +191,79 @@ class Dataset:
     return pl.DataFrame({**table, **self.context_ids})
 
 
-def write_dataset(
-  path: Path,
-  *,
-  manifest: Mapping[str, Any],
-  features: list[Feature],
-  vocabularies: Mapping[str, Vocabulary],
-  columns: Mapping[str, np.ndarray],
-  users: pl.DataFrame,
-  items: pl.DataFrame,
-  rejected: pl.DataFrame,
-) -> dict[str, Any]:
-  """Writes a dataset, whole or not at all, and returns its manifest.
+class DatasetWriter:
+  """Writes a dataset's files; its columns grow by pieces.
 
-  Args:
-    path: the folder to make.
-    manifest: task, counts, sources, settings, notes.
-    features: the model's input features.
-    vocabularies: by feature name.
-    columns: by file name without ending; see `open_dataset`.
-    users: one row a user.
-    items: one row an item.
-    rejected: file, line, reason, text of each rejected line.
-
-  Raises:
-    InputError: `path` already holds something.
+  Attributes:
+    folder: where they are written; see `folder_written_whole`.
   """
-  with folder_written_whole(path) as folder:
-    (folder / 'columns').mkdir()
-    (folder / 'vocabularies').mkdir()
-    for name, column in columns.items():
-      np.save(folder / 'columns' / f'{name}.npy', column)
+
+  def __init__(self, folder: Path):
+    self.folder = folder
+    self._scratch = folder / 'scratch'
+    self._writers: dict[str, ColumnWriter] = {}
+    self._mapped: list[np.ndarray] = []
+    for made in ('columns', 'vocabularies', 'scratch'):
+      (folder / made).mkdir()
+
+  def append(
+    self, name: str, rows: np.ndarray, *, is_scratch: bool = False
+  ) -> None:
+    """Adds rows to a column, which the first ones begin.
+
+    Args:
+      name: of its file, without ending; see `open_dataset`.
+      rows: [n, ...].
+      is_scratch: the column is no part of the dataset.
+    """
+    writer = self._writers.get(name)
+    if writer is None:
+      folder = self._scratch if is_scratch else self.folder / 'columns'
+      writer = self._writers[name] = ColumnWriter(
+        folder / f'{name}.npy', rows.dtype, rows.shape[1:]
+      )
+    writer.append(rows)
+
+  def map(self, name: str) -> np.ndarray:
+    """A column, complete now, to read; `release` lets go of what was read."""
+    writer = self._writers[name]
+    writer.close()
+    column = map_column(writer.path)
+    self._mapped.append(column)
+    return column
+
+  def release(self) -> None:
+    """Takes what was read of columns out of the process's memory."""
+    release(*self._mapped)
+
+  def close(self) -> None:
+    for writer in self._writers.values():
+      writer.close()
+
+  def finish(
+    self,
+    *,
+    manifest: Mapping[str, Any],
+    features: list[Feature],
+    vocabularies: Mapping[str, Vocabulary],
+    users: pl.DataFrame,
+    items: pl.DataFrame,
+    rejected: pl.DataFrame,
+  ) -> dict[str, Any]:
+    """Writes all but the columns, and returns the whole manifest.
+
+    Args:
+      manifest: task, counts, sources, settings, notes.
+      features: the model's input features.
+      vocabularies: by feature name.
+      users: one row a user.
+      items: one row an item.
+      rejected: file, line, reason, text of each rejected line.
+    """
+    self.close()
+    self._mapped.clear()
+    shutil.rmtree(self._scratch)
+    folder = self.folder
     for name, vocabulary in vocabularies.items():
       vocabulary.table().write_csv(folder / 'vocabularies' / f'{name}.csv')
     users.write_parquet(folder / 'users.parquet')
@@ -219,7 +284,21 @@ def write_dataset(
     }
     whole['fingerprint'] = _canonical_hash(whole)
     (folder / MANIFEST).write_text(json.dumps(whole, indent=2) + '\n')
-  return whole
+    return whole
+
+
+@contextlib.contextmanager
+def dataset_written_whole(path: Path) -> Iterator[DatasetWriter]:
+  """Writes a dataset, whole or not at all.
+
+  Raises:
+    InputError: `path` already holds something, or the disk is full.
+  """
+  with (
+    folder_written_whole(path) as folder,
+    contextlib.closing(DatasetWriter(folder)) as writer,
+  ):
+    yield writer
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -252,12 +331,22 @@ def read_manifest(path: Path) -> dict[str, Any]:
   return {**manifest, 'fingerprint': stated}
 
 
-def open_dataset(path: str | Path) -> Dataset:
-  """Opens a prepared dataset and checks every file against its hash.
+def open_dataset(
+  path: str | Path, *, verify: Literal['full', 'quick'] = 'full'
+) -> Dataset:
+  """Opens a prepared dataset; its columns are mapped, not read.
+
+  Args:
+    path: its folder.
+    verify: 'full' reads every file and checks its hash. 'quick' checks the
+      manifest's own hash, and that every file is there and of its size: for
+      the processes beside one that has looked at all.
 
   Raises:
-    InputError: no dataset there, or a file is missing, changed, or new.
+    InputError: no dataset there, or a file is missing or changed.
   """
+  if verify not in ('full', 'quick'):
+    raise ValueError(f"verify is {verify!r}, neither 'full' nor 'quick'")
   path = Path(path)
   manifest = read_manifest(path)
   for name, expected in manifest['files'].items():
@@ -266,18 +355,19 @@ def open_dataset(path: str | Path) -> Dataset:
       raise InputError(f'{path / MANIFEST} names {name}, outside the dataset')
     if not file.is_file():
       raise InputError(f'{file} is missing: prepare the dataset again')
-    if (
-      file.stat().st_size != expected['bytes']
-      or hash_file(file) != expected['sha256']
-    ):
+    num_bytes = file.stat().st_size
+    differs = ''
+    if num_bytes != expected['bytes']:
+      differs = f'it has {num_bytes} bytes of {expected["bytes"]}'
+    elif verify == 'full' and hash_file(file) != expected['sha256']:
+      differs = 'its sha256 differs'
+    if differs:
       raise InputError(
-        f'{file} is not as it was written (its sha256 differs): prepare the '
-        'dataset again'
+        f'{file} is not as it was written ({differs}): prepare the dataset '
+        'again'
       )
   columns = {
-    name.removeprefix('columns/').removesuffix('.npy'): np.load(
-      path / name, mmap_mode='r', allow_pickle=False
-    )
+    name.removeprefix('columns/').removesuffix('.npy'): map_column(path / name)
     for name in manifest['files']
     if name.startswith('columns/')
   }

@@ -70,6 +70,24 @@ class EventLog:
   sources: tuple[Mapping[str, object], ...] = ()
   notes: tuple[str, ...] = ()
 
+  def rows(self, begin: int, end: int) -> 'EventLog':
+    """Some of the events, by views; users and items keep their numbers."""
+    take = lambda column: None if column is None else column[begin:end]
+    return dataclasses.replace(
+      self,
+      user=self.user[begin:end],
+      item=self.item[begin:end],
+      timestamp=self.timestamp[begin:end],
+      rating=take(self.rating),
+      label=take(self.label),
+      request=take(self.request),
+      position=take(self.position),
+      context={
+        name: ContextColumn(column.codes[begin:end], column.values)
+        for name, column in self.context.items()
+      },
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class RawColumn:
@@ -346,6 +364,9 @@ class Reader(Protocol):
   blank: int
   rejected: list[tuple[int, str, str]]
 
+  @property
+  def name(self) -> str: ...
+
   def reject(self, line: int, reason: str, text: bytes | str) -> None: ...
 
 
@@ -365,7 +386,7 @@ def check_rejected(reader: Reader) -> None:
 def rejected_table(readers: Iterable[Reader]) -> pl.DataFrame:
   """file, line, reason and text of every rejected line."""
   rows = [
-    (reader.path.name, *rejected)
+    (reader.name, *rejected)
     for reader in readers
     for rejected in sorted(reader.rejected)
   ]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from eain_jax.data.columns import release, row_blocks
 from eain_jax.data.events import EventLog
 from eain_jax.data.features import SECONDS_PER_DAY
 from eain_jax.errors import InputError
@@ -221,7 +222,13 @@ def make_sampler(
 
 def user_offsets(user: np.ndarray, num_users: int) -> np.ndarray:
   """int64 [U + 1]: where each user's events begin; `user` non-decreasing."""
-  return np.searchsorted(user, np.arange(num_users + 1)).astype(np.int64)
+  start = np.zeros(num_users + 1, np.int64)
+  for rows in row_blocks(len(user)):
+    first, last = user[rows.start], user[rows.stop - 1]
+    count = np.bincount(user[rows] - first)
+    start[first + 1 : last + 2] += count
+    release(user)
+  return np.cumsum(start, out=start)
 
 
 def make_requests(log: EventLog, task: str) -> np.ndarray:
@@ -261,30 +268,52 @@ def _first_rows(request: np.ndarray) -> np.ndarray:
   return np.flatnonzero(is_first)
 
 
+def request_times(request: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
+  """int64, the time of the first event of each request, by its number."""
+  return timestamp[_first_rows(request)]
+
+
+def time_cuts(
+  start: np.ndarray, fractions: tuple[float, ...]
+) -> tuple[int, int]:
+  """The times from which requests are validation, and from which test.
+
+  Args:
+    start: int64, the time of each request; it is put into another order.
+    fractions: of training, validation and test.
+  """
+  train, valid, _ = np.cumsum(fractions) / np.sum(fractions)
+  at = [
+    min(int(share * len(start)), len(start) - 1) for share in (train, valid)
+  ]
+  start.partition(at)
+  return int(start[at[0]]), int(start[at[1]])
+
+
 def split_requests(
   request: np.ndarray,
   user: np.ndarray,
   timestamp: np.ndarray,
   split: str,
-  time_fractions: tuple[float, ...],
+  cuts: tuple[int, int] | None = None,
 ) -> np.ndarray:
   """int8 [N]: the part (index in PARTS) of each event; no request is split.
 
   `last_out`: of each user's requests the last is test, the one before it
   validation. `last_out_no_validation`: the last is test, all others train.
-  `time`: requests by the time of their first event; the cuts fall between
-  two timestamps, never within one.
+  `time`: requests by the time of their first event; the cuts, of `time_cuts`,
+  fall between two timestamps, never within one.
+
+  Events of some users, whole, can be split alone: `request` counts from 0.
   """
   first = _first_rows(request)
   of_user, start = user[first], timestamp[first]
   part = np.zeros(len(first), np.int8)
   if split == 'time':
-    order = np.sort(start)
-    train, valid, _ = np.cumsum(time_fractions) / np.sum(time_fractions)
-    cut_train = order[min(int(train * len(order)), len(order) - 1)]
-    cut_valid = order[min(int(valid * len(order)), len(order) - 1)]
-    part[start >= cut_train] = 1
-    part[start >= cut_valid] = 2
+    assert cuts is not None
+    cut_valid, cut_test = cuts
+    part[start >= cut_valid] = 1
+    part[start >= cut_test] = 2
   else:
     last = np.ones(len(first), bool)
     last[:-1] = of_user[1:] != of_user[:-1]
@@ -323,65 +352,88 @@ def simulate_kept_negatives(
 
 
 @dataclasses.dataclass(frozen=True)
+class Block:
+  """The events of some users, whole, and what their examples are made of.
+
+  No request and no history reaches beyond a user, so a dataset can be made
+  block by block.
+
+  Attributes:
+    first: row of the block's first event in the whole log.
+    log: the block's events alone, [n].
+    request: int32 [n], each event's request, numbered from 0 in the block.
+    label: int8 [n].
+    part: int8 [n], index in PARTS.
+    history_end: int64 [n], where the history before each event ends.
+    has_history: bool [n], whether that is as long as an example needs.
+  """
+
+  first: int
+  log: EventLog
+  request: np.ndarray
+  label: np.ndarray
+  part: np.ndarray
+  history_end: np.ndarray
+  has_history: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class ExampleCounts:
   """What became of one part: its size, and what it lost on the way."""
 
-  positives: int
-  examples: int
-  requests: int
-  dropped_short_history: int
-  dropped_by_skip_above: int
-  requests_without_positive: int
+  positives: int = 0
+  examples: int = 0
+  requests: int = 0
+  dropped_short_history: int = 0
+  dropped_by_skip_above: int = 0
+  requests_without_positive: int = 0
 
   def to_dict(self) -> dict[str, int]:
     return dataclasses.asdict(self)
 
+  def __add__(self, other: 'ExampleCounts') -> 'ExampleCounts':
+    mine, others = self.to_dict(), other.to_dict()
+    return ExampleCounts(**{name: mine[name] + others[name] for name in mine})
+
 
 def make_part(
-  log: EventLog,
-  rows: np.ndarray,
+  block: Block,
+  number: int,
   *,
   task: str,
-  request: np.ndarray,
-  label: np.ndarray,
-  history_end: np.ndarray,
-  has_history: np.ndarray,
   use_skip_above: bool,
   num_negatives: int,
   sampler: NegativeSampler | None,
-  is_training: bool,
   seed: int,
   true_preference: Callable[[np.ndarray, np.ndarray], np.ndarray] | None,
 ) -> tuple[Part, ExampleCounts]:
-  """The examples of one part.
+  """The examples of one part that a block has.
 
   Args:
-    log: the events.
-    rows: int64 [M], the part's events in canonical order.
+    block: some users' events.
+    number: of the part, index in PARTS.
     task: next_item, rating or logged.
-    request: int32 [N], every event's request.
-    label: int8 [N], every event's label.
-    history_end: int64 [N], where the history before the event ends.
-    has_history: bool [N], whether that is as long as an example needs.
     use_skip_above: apply (16-17).
     num_negatives: K, for `next_item`.
-    sampler: draws evaluation candidates, for `next_item`.
-    is_training: negatives are drawn anew every epoch, not here.
+    sampler: draws evaluation candidates, for `next_item`; the negatives of
+      training are drawn anew every epoch, not here.
     seed: of the simulated order.
     true_preference: maps (event [R], items [R, 1 + K]) to the true score.
 
   Returns:
-    The part, and its counts.
+    The part, its requests numbered from 0 in the block, and its counts.
   """
-  long_enough = has_history[rows]
-  short = int(np.sum(~long_enough))
-  rows = rows[long_enough]
+  in_part = block.part == number
+  is_kept = in_part & block.has_history
+  rows = np.flatnonzero(is_kept)
+  short = int(np.sum(in_part)) - len(rows)
   lost = 0
+  request, label = block.request, block.label
   if use_skip_above and task != 'next_item':
-    position = log.position
+    position = block.log.position
     if position is None:
       # Without positions the order in which the log lists the rows is meant.
-      position = np.arange(len(log.user))
+      position = np.arange(len(request))
     kept = skip_above(request[rows], label[rows], position[rows])
     lost = int(np.sum(~kept))
     rows = rows[kept]
@@ -389,17 +441,16 @@ def make_part(
     # A log may list a request's rows apart; ranked lists stand together.
     rows = rows[np.argsort(request[rows], kind='stable')]
   is_new = np.diff(request[rows], prepend=-1) > 0
-  number = np.cumsum(is_new, dtype=np.int32) - np.int32(1)
-  # For next_item an event's history ends where the event stands.
-  end = rows if task == 'next_item' else history_end[rows]
-  part = Part(rows, end, number, label[rows])
+  numbered = np.cumsum(is_new, dtype=np.int32) - np.int32(1)
+  event = rows + block.first
+  part = Part(event, block.history_end[rows], numbered, label[rows])
   num_requests = int(np.sum(is_new))
   positives = int(np.sum(part.label))
   examples = len(rows)
   if task == 'next_item':
-    if is_training:
+    if number == 0:
       if use_skip_above:
-        kept = simulate_kept_negatives(seed, rows, num_negatives)
+        kept = simulate_kept_negatives(seed, event, num_negatives)
         part = dataclasses.replace(part, kept_negatives=kept)
         examples += int(kept.sum())
         lost = len(rows) * num_negatives - int(kept.sum())
@@ -407,15 +458,17 @@ def make_part(
         examples *= 1 + num_negatives
     else:
       assert sampler is not None
-      candidates = _draw_in_blocks(sampler, rows, log.user, num_negatives)
+      user = block.log.user[rows]
+      candidates = _draw_in_blocks(sampler, event, user, num_negatives)
       part = dataclasses.replace(part, candidates=candidates)
       examples *= 1 + num_negatives
       if true_preference is not None:
-        shown = np.concatenate([log.item[rows][:, None], candidates], axis=1)
-        truth = true_preference(rows, shown).astype(np.float32)
+        own = block.log.item[rows][:, None]
+        shown = np.concatenate([own, candidates], axis=1)
+        truth = true_preference(event, shown).astype(np.float32)
         part = dataclasses.replace(part, truth=truth)
   has_positive = np.zeros(num_requests, bool)
-  has_positive[number[part.label == 1]] = True
+  has_positive[numbered[part.label == 1]] = True
   counts = ExampleCounts(
     positives,
     examples,
@@ -427,14 +480,14 @@ def make_part(
   return part, counts
 
 
-def _draw_in_blocks(sampler, rows, user, num_negatives) -> np.ndarray:
+def _draw_in_blocks(sampler, event, user, num_negatives) -> np.ndarray:
   """Candidates for all rows, so many at a time as stay in the cache."""
-  out = np.empty((len(rows), num_negatives), np.int32)
+  out = np.empty((len(event), num_negatives), np.int32)
   step = max(1, DRAWS_AT_ONCE // num_negatives)
-  for begin in range(0, len(rows), step):
-    block = rows[begin : begin + step]
-    out[begin : begin + len(block)] = sampler.draw(
-      EVALUATION_STREAM, block, user[block], num_negatives
+  for begin in range(0, len(event), step):
+    rows = slice(begin, begin + step)
+    out[rows] = sampler.draw(
+      EVALUATION_STREAM, event[rows], user[rows], num_negatives
     )
   return out
 

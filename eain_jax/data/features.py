@@ -7,6 +7,7 @@ and ids from 2 follow falling count, ties by value.
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 import polars as pl
@@ -19,6 +20,17 @@ UNKNOWN = 1
 NUM_RESERVED = 2
 NUM_PRICE_BUCKETS = 10
 SECONDS_PER_DAY = 86_400
+# What the timestamp tells; `_time_codes` index into these.
+TIME_VALUES = {
+  'hour': [str(hour) for hour in range(24)],
+  'weekday': ['Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat', 'Sun'],
+  'month': [str(month) for month in range(1, 13)],
+  'gap': [
+    *('first event', '0', '1'),
+    *(f'{2**i}-{2 ** (i + 1) - 1}' for i in range(1, 9)),
+    '512 or more',
+  ],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,25 +143,28 @@ def price_buckets(price: pl.Series, train_count: np.ndarray) -> pl.Series:
 
 
 def encode_items(
-  log: EventLog, train_rows: np.ndarray, min_count: int
+  items: pl.Series,
+  attributes: pl.DataFrame,
+  train_count: np.ndarray,
+  min_count: int,
 ) -> tuple[dict[str, np.ndarray], list[Feature], dict[str, Vocabulary]]:
   """The ids of every item's features: the item itself and its attributes.
 
   Args:
-    log: the events.
-    train_rows: bool [N], events that belong to the training part.
+    items: raw ids, [I].
+    attributes: one row an item.
+    train_count: int64 [I], each item's events in the training part.
     min_count: training events that a value needs.
 
   Returns:
     By feature name int32 [I], or [I, W] for a multi-valued attribute (padded
     with 0 at the right); the features; their vocabularies.
   """
-  train_count = np.bincount(log.item[train_rows], minlength=len(log.items))
-  vocabulary, id_of_code = build_vocabulary(train_count, log.items, min_count)
+  vocabulary, id_of_code = build_vocabulary(train_count, items, min_count)
   ids = {'item': id_of_code[:-1].copy()}
   features = [Feature('item', 'item', vocabulary.num_rows)]
   vocabularies = {'item': vocabulary}
-  for column in log.item_attributes:
+  for column in attributes:
     multi_valued = isinstance(column.dtype, pl.List)
     if column.dtype == pl.Float64:
       column = price_buckets(column, train_count)
@@ -162,7 +177,7 @@ def encode_items(
     codes, values = encode_categories(flat.cast(pl.String))
     if not len(values):
       continue
-    owner = np.repeat(np.arange(len(log.items)), lengths)
+    owner = np.repeat(np.arange(len(items)), lengths)
     # An occurrence is a training event of an item that has the value.
     counts = _count_codes(codes, len(values), train_count[owner])
     vocabulary, id_of_code = build_vocabulary(counts, values, min_count)
@@ -171,7 +186,7 @@ def encode_items(
       width = int(lengths.max(initial=1))
       start = np.cumsum(lengths) - lengths
       slot = np.arange(len(owner)) - np.repeat(start, lengths)
-      table = np.zeros((len(log.items), width), np.int32)
+      table = np.zeros((len(items), width), np.int32)
       table[owner, slot] = id_of_code[codes]
       ids[column.name] = table
     else:
@@ -183,7 +198,7 @@ def encode_items(
   return ids, features, vocabularies
 
 
-def _gap_buckets(log: EventLog) -> tuple[np.ndarray, list[str]]:
+def _gap_buckets(log: EventLog) -> np.ndarray:
   """Days since the user's event before: first, 0, 1, 2-3, 4-7, ... 512+."""
   days = np.zeros(len(log.user), np.int64)
   first = np.ones(len(log.user), bool)
@@ -191,30 +206,24 @@ def _gap_buckets(log: EventLog) -> tuple[np.ndarray, list[str]]:
   days[1:] = np.diff(log.timestamp) // SECONDS_PER_DAY
   bucket = np.where(days > 0, np.frexp(np.maximum(days, 1))[1] + 1, 1)
   bucket = np.where(first, 0, np.minimum(bucket, 11))
-  names = ['first event', '0', '1']
-  names += [f'{2**i}-{2 ** (i + 1) - 1}' for i in range(1, 9)] + ['512 or more']
-  return bucket.astype(np.int32), names
+  return bucket.astype(np.int32)
 
 
-def _time_codes(log: EventLog, name: str) -> tuple[np.ndarray, list[str]]:
-  """Codes and value names of a context feature that the timestamp gives."""
+def _time_codes(log: EventLog, name: str) -> np.ndarray:
+  """int32 codes of a context feature that the timestamp gives."""
   if name == 'gap':
     return _gap_buckets(log)
   if name == 'hour':
-    codes = log.timestamp // 3600 % 24
-    return codes.astype(np.int32), [str(hour) for hour in range(24)]
+    return (log.timestamp // 3600 % 24).astype(np.int32)
+  day = log.timestamp // SECONDS_PER_DAY
   if name == 'weekday':
     # Day 0, 1 January 1970, was a Thursday; Monday is 0.
-    codes = (log.timestamp // SECONDS_PER_DAY + 3) % 7
-    days = ['Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat', 'Sun']
-    return codes.astype(np.int32), days
-  names = [str(month) for month in range(1, 13)]
-  day = log.timestamp // SECONDS_PER_DAY
+    return ((day + 3) % 7).astype(np.int32)
   first, last = int(day.min()), int(day.max())
   if last - first < len(day):
     # The calendar is slow, so each day is looked up in it once.
-    return _month_of_day(np.arange(first, last + 1))[day - first], names
-  return _month_of_day(day), names
+    return _month_of_day(np.arange(first, last + 1))[day - first]
+  return _month_of_day(day)
 
 
 def _month_of_day(day: np.ndarray) -> np.ndarray:
@@ -223,56 +232,74 @@ def _month_of_day(day: np.ndarray) -> np.ndarray:
   return (month.astype(np.int64) % 12).astype(np.int32)
 
 
-def encode_context(
-  log: EventLog,
-  names: tuple[str, ...],
-  train_rows: np.ndarray,
-  min_count: int,
-) -> tuple[
-  dict[str, np.ndarray], list[Feature], dict[str, Vocabulary], list[str]
-]:
-  """The ids of every event's context features.
+def context_values(
+  log: EventLog, names: tuple[str, ...]
+) -> dict[str, list[str]]:
+  """By name, the values that the codes of a context column index into.
 
   Args:
-    log: the events.
-    names: features of the timestamp: hour, weekday, month, gap. The log's own
-      context columns are always taken.
-    train_rows: bool [N], events that belong to the training part.
-    min_count: training events that a value needs.
+    log: the events; its own context columns are always taken.
+    names: features of the timestamp: hour, weekday, month, gap.
 
-  Returns:
-    By feature name int32 [N]; the features; their vocabularies; and the names
-    of those left out because they take one value in all of the data.
+  Raises:
+    InputError: a column has the name of a feature of the timestamp.
   """
-  ids, features, vocabularies, constant = {}, [], {}, []
-  columns = {name: _time_codes(log, name) for name in names}
+  values = {name: TIME_VALUES[name] for name in names}
   for name, column in log.context.items():
-    if name in columns:
+    if name in values:
       raise InputError(
         f'the column {name} has the name of a time feature: rename it in '
         '--columns, or leave the time feature out with --context'
       )
-    columns[name] = (column.codes, column.values.to_list())
-  for name, (codes, values) in columns.items():
-    if len(codes) and codes.min() == codes.max():
+    values[name] = column.values.to_list()
+  return values
+
+
+def context_codes(log: EventLog, name: str) -> np.ndarray:
+  """int32 [N] codes, -1 for none, of some whole users' events."""
+  if name in log.context:
+    return log.context[name].codes
+  return _time_codes(log, name)
+
+
+def encode_context(
+  values: Mapping[str, list[str]],
+  seen: Mapping[str, np.ndarray],
+  train_count: Mapping[str, np.ndarray],
+  min_count: int,
+) -> tuple[
+  dict[str, np.ndarray], list[Feature], dict[str, Vocabulary], list[str]
+]:
+  """The ids of the context features' codes.
+
+  Args:
+    values: by name W values.
+    seen: by name int64 [W + 1], events with each code from -1 on.
+    train_count: the same, of training events alone.
+    min_count: training events that a value needs.
+
+  Returns:
+    By feature name int32 [W + 1], the id of each code, that of -1 last; the
+    features; their vocabularies; and the names of those left out because they
+    take one value in all of the data.
+  """
+  ids, features, vocabularies, constant = {}, [], {}, []
+  for name, named in values.items():
+    if np.count_nonzero(seen[name]) == 1:
       constant.append(name)
       continue
-    vocabulary, id_of_code = build_vocabulary(
-      _count_codes(codes[train_rows], len(values)),
-      pl.Series(name, values, pl.String),
-      min_count,
+    vocabulary, ids[name] = build_vocabulary(
+      train_count[name][1:], pl.Series(name, named, pl.String), min_count
     )
-    ids[name] = id_of_code[codes]
     features.append(Feature(name, 'context', vocabulary.num_rows))
     vocabularies[name] = vocabulary
   return ids, features, vocabularies, constant
 
 
 def encode_users(
-  log: EventLog, train_rows: np.ndarray, min_count: int
+  users: pl.Series, train_count: np.ndarray, min_count: int
 ) -> tuple[np.ndarray, Feature, Vocabulary]:
   """int32 [U], the id of each user; the feature; its vocabulary."""
-  counts = np.bincount(log.user[train_rows], minlength=len(log.users))
-  vocabulary, id_of_code = build_vocabulary(counts, log.users, min_count)
+  vocabulary, id_of_code = build_vocabulary(train_count, users, min_count)
   feature = Feature('user', 'user', vocabulary.num_rows)
-  return id_of_code[:-1].copy(), feature, vocabulary
+  return id_of_code[:-1], feature, vocabulary

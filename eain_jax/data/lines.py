@@ -93,6 +93,11 @@ class LineReader:
     self.rejected: list[tuple[int, str, str]] = []
     self._complete = 0  # Lines that ended, whatever became of them.
 
+  @property
+  def name(self) -> str:
+    """What the file is called where it is told of."""
+    return self.path.name
+
   def reject(self, line: int, reason: str, text: bytes | str) -> None:
     """Notes a line that is not used.
 
@@ -116,7 +121,7 @@ class LineReader:
   def source(self, format_name: str) -> dict[str, Any]:
     """What the manifest says of the file, once all lines were read."""
     return {
-      'name': self.path.name,
+      'name': self.name,
       'bytes': self.num_bytes,
       'sha256': self.sha256,
       'format': format_name,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,17 @@ import eain_jax
 from eain_jax.config import PrepareConfig
 from eain_jax.data import examples, features
 from eain_jax.data.amazon import read_amazon
-from eain_jax.data.dataset import refuse_existing, write_dataset
+from eain_jax.data.dataset import (
+  DatasetWriter,
+  dataset_written_whole,
+  refuse_existing,
+  refuse_small_disk,
+)
 from eain_jax.data.events import EventLog, k_core
 from eain_jax.data.lines import ReadOptions
 from eain_jax.data.log_files import read_log
-from eain_jax.data.synthetic import World, WorldConfig
+from eain_jax.data.survey import Survey, survey_events, user_blocks
+from eain_jax.data.synthetic import MIN_USER_EVENTS, World, WorldConfig
 from eain_jax.errors import InputError
 
 NO_REJECTED = pl.DataFrame(
@@ -42,10 +49,8 @@ def _parse_columns(columns: tuple[str, ...]) -> dict[str, str]:
   return pairs
 
 
-def _read_source(
-  config: PrepareConfig,
-) -> tuple[EventLog, pl.DataFrame, World | None]:
-  """The events of the one source that the config names."""
+def _check_source(config: PrepareConfig) -> None:
+  """Raises InputError where the flags of the sources do not fit together."""
   named = [
     flag
     for flag, given in [
@@ -70,43 +75,75 @@ def _read_source(
     needed = config.items if owner == '--items' else owner == named[0]
     if given and not needed:
       raise InputError(f'{flag} goes with {owner}, which is not given')
-  if config.synthetic:
-    if config.k_core:
-      raise InputError(
-        '--k_core cannot be used with --synthetic: the true preference is '
-        'known for the whole world alone'
-      )
-    world = World(WorldConfig(num_events=config.num_events, seed=config.seed))
-    return world.generate(), NO_REJECTED, world
+  if config.synthetic and config.k_core:
+    raise InputError(
+      '--k_core cannot be used with --synthetic: the true preference is '
+      'known for the whole world alone'
+    )
+  if config.items and not (config.item_key and config.item_attributes):
+    raise InputError('--items needs --item_key and --item_attributes')
+
+
+def _read_files(config: PrepareConfig) -> tuple[EventLog, pl.DataFrame]:
+  """The events of files, cleaned, and the lines that were rejected."""
   options = ReadOptions(config.allow_truncated, config.max_rejected)
   if config.reviews:
     log, rejected = read_amazon(config.reviews, config.metadata, options)
-    return log, rejected, None
-  if config.items and not (config.item_key and config.item_attributes):
-    raise InputError('--items needs --item_key and --item_attributes')
-  log, rejected = read_log(
-    config.events,
-    _parse_columns(config.columns),
-    options,
-    items=config.items or None,
-    item_key=config.item_key or None,
-    item_attributes=config.item_attributes,
+  else:
+    log, rejected = read_log(
+      config.events,
+      _parse_columns(config.columns),
+      options,
+      items=config.items or None,
+      item_key=config.item_key or None,
+      item_attributes=config.item_attributes,
+    )
+  if config.k_core:
+    log = k_core(log, config.k_core)
+  return log, rejected
+
+
+def _least_bytes(config: PrepareConfig, world: World, split: str) -> int:
+  """What the events and the candidates of a world's dataset take at least."""
+  sizes = world.config
+  evaluated = {'last_out': 2, 'last_out_no_validation': 1}.get(split, 0)
+  if config.min_history >= MIN_USER_EVENTS - 1:
+    evaluated = 0
+  # User, item and time; ids of the candidates, and what truth says of them.
+  return 16 * sizes.num_events + evaluated * sizes.num_users * (
+    8 * config.eval_negatives
   )
-  return log, rejected, None
+
+
+def _write_events(writer: DatasetWriter, source: EventLog | World) -> EventLog:
+  """Writes the events' own columns; the log is mapped from those."""
+  names = ('events.user', 'events.item', 'events.timestamp')
+  if isinstance(source, World):
+    for *events, device in source.blocks():
+      for name, rows in zip(names, events, strict=True):
+        writer.append(name, rows)
+      writer.append('device', device, is_scratch=True)
+    return source.log(*(writer.map(name) for name in (*names, 'device')))
+  for name, column in zip(
+    names, (source.user, source.item, source.timestamp), strict=True
+  ):
+    writer.append(name, column)
+  user, item, timestamp = map(writer.map, names)
+  return dataclasses.replace(source, user=user, item=item, timestamp=timestamp)
 
 
 def _choose_protocol(
-  config: PrepareConfig, log: EventLog
+  config: PrepareConfig, has_label: bool, has_rating: bool
 ) -> tuple[str, str, int]:
   """task, split and min_history, with 'auto' resolved."""
   task = config.task
   if task == 'auto':
-    task = 'logged' if log.label is not None else 'next_item'
-  if task == 'logged' and log.label is None:
+    task = 'logged' if has_label else 'next_item'
+  if task == 'logged' and not has_label:
     raise InputError(
       '--task=logged needs labels: name their column, --columns=..,label=..'
     )
-  if task == 'rating' and log.rating is None:
+  if task == 'rating' and not has_rating:
     raise InputError(
       '--task=rating needs ratings, and this source has none; name their '
       'column, --columns=..,rating=..'
@@ -131,28 +168,103 @@ def _labels(config: PrepareConfig, log: EventLog, task: str) -> np.ndarray:
   return np.ones(len(log.user), np.int8)
 
 
-def _histories(
-  log: EventLog, task: str, request: np.ndarray, label: np.ndarray
-) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-  """What histories are made of, where each user's begins, where each ends.
+def _first_of_request(request: np.ndarray) -> np.ndarray:
+  """int64 [n], for each event of a block the first row of its request."""
+  rows = np.arange(len(request), dtype=np.int64)
+  first = np.full(int(request.max(initial=-1)) + 1, len(rows), np.int64)
+  np.minimum.at(first, request, rows)
+  return first[request]
+
+
+def _write_examples(
+  writer: DatasetWriter,
+  config: PrepareConfig,
+  log: EventLog,
+  survey: Survey,
+  id_of_code: Mapping[str, np.ndarray],
+  *,
+  task: str,
+  split: str,
+  min_history: int,
+  true_preference: Callable[[np.ndarray, np.ndarray], np.ndarray] | None,
+) -> tuple[dict[str, examples.ExampleCounts], np.ndarray]:
+  """Writes context ids, histories and parts, some users at a time.
 
   Returns:
-    event rows int64 [M] (None: every event), start int64 [U + 1] and end
-    int64 [N], both into the former.
+    The counts of each part that is written; and int64 [U + 1], where the
+    history of each user begins.
   """
-  start = examples.user_offsets(log.user, len(log.users))
-  rows = np.arange(len(log.user), dtype=np.int64)
+  sampler = None
   if task == 'next_item':
-    return None, start, rows
-  # A request is judged with what its user did before it, never within it.
-  order = np.full(int(request.max(initial=-1)) + 1, len(rows), np.int64)
-  np.minimum.at(order, request, rows)
-  first = order[request]
-  if task == 'rating':
-    return None, start, first
-  positives_before = np.concatenate([[0], np.cumsum(label == 1)])
-  positive = np.flatnonzero(label == 1)
-  return positive, positives_before[start], positives_before[first]
+    sampler = examples.make_sampler(
+      log.item,
+      survey.user_start,
+      survey.item_count,
+      sampling=config.negative_sampling,
+      exponent=config.popularity_exponent,
+      exclusion=config.negative_exclusion,
+      seed=config.seed,
+    )
+  counts = {
+    name: examples.ExampleCounts()
+    for name in examples.PARTS
+    if name != 'valid' or split != 'last_out_no_validation'
+  }
+  history_start = survey.user_start
+  if task == 'logged':
+    history_start = np.zeros(len(log.users) + 1, np.int64)
+  num_positives = 0
+  for block in user_blocks(log, survey.user_start):
+    events, first = block.log, block.rows.start
+    for name, ids in id_of_code.items():
+      codes = features.context_codes(events, name)
+      writer.append(f'context.{name}', ids[codes])
+    request = survey.requests(block.rows)
+    label = _labels(config, events, task)
+    # Of next_item an event's history ends where the event stands; else a
+    # request is judged with what its user did before it, never within it.
+    history_end = np.arange(first, block.rows.stop)
+    if task != 'next_item':
+      history_end = first + _first_of_request(request)
+    if task == 'logged':
+      before = num_positives + np.concatenate([[0], np.cumsum(label == 1)])
+      writer.append('history.event', first + np.flatnonzero(label == 1))
+      of_user = survey.user_start[block.users.start : block.users.stop + 1]
+      history_start[block.users.start : block.users.stop + 1] = before[
+        of_user - first
+      ]
+      history_end = before[history_end - first]
+      num_positives = int(before[-1])
+    made = examples.Block(
+      first,
+      events,
+      request,
+      label,
+      survey.part[block.rows],
+      history_end,
+      history_end - history_start[events.user] >= min_history,
+    )
+    for name in counts:
+      number = examples.PARTS.index(name)
+      part, part_counts = examples.make_part(
+        made,
+        number,
+        task=task,
+        use_skip_above=config.skip_above,
+        num_negatives=config.negatives if not number else config.eval_negatives,
+        sampler=sampler,
+        seed=config.seed,
+        true_preference=true_preference,
+      )
+      num_requests = np.int32(counts[name].requests)
+      part = dataclasses.replace(part, request=part.request + num_requests)
+      for field in dataclasses.fields(part):
+        column = getattr(part, field.name)
+        same = field.name == 'history_end' and task == 'next_item'
+        if column is not None and not same:
+          writer.append(f'{name}.{field.name}', column)
+      counts[name] += part_counts
+  return counts, history_start
 
 
 def _protocol_notes(task: str, split: str, config: PrepareConfig) -> list[str]:
@@ -202,144 +314,122 @@ def prepare(config: PrepareConfig, output_dir: str | Path) -> dict[str, Any]:
   """
   output_dir = Path(output_dir)
   refuse_existing(output_dir)
-  log, rejected, world = _read_source(config)
-  if config.k_core:
-    log = k_core(log, config.k_core)
-  task, split, min_history = _choose_protocol(config, log)
-  label = _labels(config, log, task)
-  request = examples.make_requests(log, task)
-  part_of_event = examples.split_requests(
-    request, log.user, log.timestamp, split, config.time_fractions
-  )
-  train_rows = part_of_event == 0
-
-  user_ids, user_feature, user_vocabulary = features.encode_users(
-    log, train_rows, config.min_count
-  )
-  item_ids, item_features, item_vocabularies = features.encode_items(
-    log, train_rows, config.min_count
-  )
-  context_ids, context_features, context_vocabularies, constant = (
-    features.encode_context(log, config.context, train_rows, config.min_count)
-  )
-  all_features = [user_feature, *item_features, *context_features]
-  _check_names(all_features)
-  notes = [*log.notes, *_protocol_notes(task, split, config)]
-  if constant:
-    notes.append(
-      f'{", ".join(constant)} of one value in all of the data: left out.'
+  _check_source(config)
+  rejected = NO_REJECTED
+  if config.synthetic:
+    source = World(WorldConfig(num_events=config.num_events, seed=config.seed))
+    task, split, min_history = _choose_protocol(config, False, False)
+    refuse_small_disk(output_dir, _least_bytes(config, source, split))
+  else:
+    source, rejected = _read_files(config)
+    task, split, min_history = _choose_protocol(
+      config, source.label is not None, source.rating is not None
     )
-  if config.reviews:
-    notes.append(
-      'Amazon reviews have no device and no location: none is made up.'
-    )
-
-  history_event, history_start, history_end = _histories(
-    log, task, request, label
-  )
-  has_history = history_end - history_start[log.user] >= min_history
-  user_start = examples.user_offsets(log.user, len(log.users))
-  train_count = np.bincount(log.item[train_rows], minlength=len(log.items))
-  sampler = None
-  if task == 'next_item':
-    sampler = examples.make_sampler(
-      log.item,
-      user_start,
-      train_count,
-      sampling=config.negative_sampling,
-      exponent=config.popularity_exponent,
-      exclusion=config.negative_exclusion,
-      seed=config.seed,
-    )
-  parts: dict[str, examples.Part] = {}
-  counts: dict[str, Any] = dict(log.counts)
-  for number, name in enumerate(examples.PARTS):
-    if split == 'last_out_no_validation' and name == 'valid':
-      continue
-    parts[name], part_counts = examples.make_part(
+  with dataset_written_whole(output_dir) as writer:
+    log = _write_events(writer, source)
+    true_preference = None
+    if isinstance(source, World):
+      true_preference = source.scorer(log)
+    del source
+    survey = survey_events(
       log,
-      np.flatnonzero(part_of_event == number),
       task=task,
-      request=request,
-      label=label,
-      history_end=history_end,
-      has_history=has_history,
-      use_skip_above=config.skip_above,
-      num_negatives=config.negatives if number == 0 else config.eval_negatives,
-      sampler=sampler,
-      is_training=number == 0,
-      seed=config.seed,
-      true_preference=None
-      if world is None
-      else lambda event, item: world.log_preference(log, event, item),
+      split=split,
+      time_fractions=config.time_fractions,
+      context=features.context_values(log, config.context),
     )
-    counts[name] = part_counts.to_dict()
-  part_files = {name: name for name in examples.PARTS}
-  if split == 'last_out_no_validation':
-    counts['valid'] = counts['test']
-    part_files['valid'] = 'test'
-  for name in examples.PARTS:
-    if not counts[name]['positives']:
-      raise InputError(
-        f'the {name} part has no positive example: {len(log.users)} user(s) '
-        f'and {len(log.user)} events are too few for --split={split} with '
-        f'--min_history={min_history}'
+    user_ids, user_feature, user_vocabulary = features.encode_users(
+      log.users, survey.user_count, config.min_count
+    )
+    item_ids, item_features, item_vocabularies = features.encode_items(
+      log.items, log.item_attributes, survey.item_count, config.min_count
+    )
+    id_of_code, context_features, context_vocabularies, constant = (
+      features.encode_context(
+        features.context_values(log, config.context),
+        survey.context_seen,
+        survey.context_count,
+        config.min_count,
       )
-
-  columns = {
-    'events.user': log.user,
-    'events.item': log.item,
-    'events.timestamp': log.timestamp,
-    'users.id': user_ids,
-    'users.start': user_start,
-    'history.start': history_start,
-    'items.train_count': train_count,
-  }
-  if history_event is not None:
-    columns['history.event'] = history_event
-  columns |= {f'context.{name}': ids for name, ids in context_ids.items()}
-  columns |= {f'item_ids.{name}': ids for name, ids in item_ids.items()}
-  for name, part in parts.items():
-    for field in dataclasses.fields(part):
-      column = getattr(part, field.name)
-      # For next_item an event's history ends where the event stands.
-      same = field.name == 'history_end' and task == 'next_item'
-      if column is not None and not same:
-        columns[f'{name}.{field.name}'] = column
-  item_table = {
-    'item': log.items,
-    'train_count': train_count,
-    **{
-      f'{name}_id': pl.Series(ids).arr.to_list() if ids.ndim == 2 else ids
-      for name, ids in item_ids.items()
-    },
-  }
-  return write_dataset(
-    output_dir,
-    manifest={
-      'version': eain_jax.__version__,
-      'task': task,
-      'split': split,
-      'min_history': min_history,
-      'seed': config.seed,
-      'config': config.to_dict(),
-      'counts': counts,
-      'sources': [dict(source) for source in log.sources],
-      'notes': notes,
-      'part_files': part_files,
-      'first_timestamp': int(log.timestamp.min()),
-      'last_timestamp': int(log.timestamp.max()),
-    },
-    features=all_features,
-    vocabularies={
-      'user': user_vocabulary,
-      **item_vocabularies,
-      **context_vocabularies,
-    },
-    columns=columns,
-    users=pl.DataFrame(
-      {'user': log.users, 'user_id': user_ids, 'events': np.diff(user_start)}
-    ),
-    items=pl.DataFrame(item_table),
-    rejected=rejected,
-  )
+    )
+    all_features = [user_feature, *item_features, *context_features]
+    _check_names(all_features)
+    notes = [*log.notes, *_protocol_notes(task, split, config)]
+    if constant:
+      notes.append(
+        f'{", ".join(constant)} of one value in all of the data: left out.'
+      )
+    if config.reviews:
+      notes.append(
+        'Amazon reviews have no device and no location: none is made up.'
+      )
+    part_counts, history_start = _write_examples(
+      writer,
+      config,
+      log,
+      survey,
+      id_of_code,
+      task=task,
+      split=split,
+      min_history=min_history,
+      true_preference=true_preference,
+    )
+    counts: dict[str, Any] = dict(log.counts)
+    for name, part_count in part_counts.items():
+      counts[name] = part_count.to_dict()
+    part_files = {name: name for name in examples.PARTS}
+    if split == 'last_out_no_validation':
+      counts['valid'] = counts['test']
+      part_files['valid'] = 'test'
+    for name in examples.PARTS:
+      if not counts[name]['positives']:
+        raise InputError(
+          f'the {name} part has no positive example: {len(log.users)} user(s) '
+          f'and {len(log.user)} events are too few for --split={split} with '
+          f'--min_history={min_history}'
+        )
+    writer.append('users.id', user_ids)
+    writer.append('users.start', survey.user_start)
+    writer.append('history.start', history_start)
+    writer.append('items.train_count', survey.item_count)
+    for name, ids in item_ids.items():
+      writer.append(f'item_ids.{name}', ids)
+    item_table = {
+      'item': log.items,
+      'train_count': survey.item_count,
+      **{
+        f'{name}_id': pl.Series(ids).arr.to_list() if ids.ndim == 2 else ids
+        for name, ids in item_ids.items()
+      },
+    }
+    return writer.finish(
+      manifest={
+        'version': eain_jax.__version__,
+        'task': task,
+        'split': split,
+        'min_history': min_history,
+        'seed': config.seed,
+        'config': config.to_dict(),
+        'counts': counts,
+        'sources': [dict(source) for source in log.sources],
+        'notes': notes,
+        'part_files': part_files,
+        'first_timestamp': survey.first_timestamp,
+        'last_timestamp': survey.last_timestamp,
+      },
+      features=all_features,
+      vocabularies={
+        'user': user_vocabulary,
+        **item_vocabularies,
+        **context_vocabularies,
+      },
+      users=pl.DataFrame(
+        {
+          'user': log.users,
+          'user_id': user_ids,
+          'events': np.diff(survey.user_start),
+        }
+      ),
+      items=pl.DataFrame(item_table),
+      rejected=rejected,
+    )

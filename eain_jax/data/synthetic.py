@@ -29,6 +29,7 @@ only where the last bit of an exponential decides, once in 10^12 draws or so.
 
 import dataclasses
 import enum
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import polars as pl
@@ -417,12 +418,7 @@ class World:
     users.timestamp[:] = timestamp
 
   def generate(self, users_per_block: int | None = None) -> EventLog:
-    """Draws the events.
-
-    Args:
-      users_per_block: how many users are drawn at a time: it changes nothing
-        but speed and memory. By default as many as need about 100 MB, beside
-        the 20 bytes an event of the log itself.
+    """Draws the events, all in memory: 20 bytes each. See `blocks`.
 
     Returns:
       The log in canonical order, timestamps of a user strictly increasing from
@@ -433,20 +429,51 @@ class World:
     Raises:
       InputError: the weights leave a user without a new item to choose.
     """
+    blocks = list(self.blocks(users_per_block))
+    return self.log(*(np.concatenate(c) for c in zip(*blocks, strict=True)))
+
+  def blocks(
+    self, users_per_block: int | None = None
+  ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Draws the events, those of some users at a time.
+
+    Args:
+      users_per_block: how many: it changes nothing but speed and memory. By
+        default as many as need about 100 MB.
+
+    Yields:
+      user int32, item int32, timestamp int64 and device int32 of the next
+      events in canonical order.
+
+    Raises:
+      InputError: the weights leave a user without a new item to choose.
+    """
     config = self.config
     if users_per_block is None:
       users_per_block = _MAX_STATE_VALUES // config.num_categories
-    lengths = np.diff(self.user_start)
-    item = np.empty(config.num_events, np.int32)
-    device = np.empty(config.num_events, np.int32)
-    timestamp = np.empty(config.num_events, np.int64)
     for begin in range(0, config.num_users, users_per_block):
-      block = np.arange(begin, min(begin + users_per_block, config.num_users))
+      end = min(begin + users_per_block, config.num_users)
+      users = np.arange(begin, end)
+      start = self.user_start[begin : end + 1]
+      length = np.diff(start)
       # Longest first: those who still have events are then a leading slice.
-      block = block[np.argsort(-lengths[block], kind='stable')]
-      self._generate_block(block, lengths[block], item, device, timestamp)
+      order = np.argsort(-length, kind='stable')
+      drawn = self._generate_block(
+        users[order], length[order], (start[:-1] - start[0])[order]
+      )
+      yield np.repeat(users.astype(np.int32), length), *drawn
+
+  def log(
+    self,
+    user: np.ndarray,
+    item: np.ndarray,
+    timestamp: np.ndarray,
+    device: np.ndarray,
+  ) -> EventLog:
+    """The log of all that `blocks` gives, wherever it was put meanwhile."""
+    config = self.config
     return EventLog(
-      user=np.repeat(np.arange(config.num_users, dtype=np.int32), lengths),
+      user=user,
       item=item,
       timestamp=timestamp,
       users=_numbered('user', config.num_users, 7),
@@ -467,9 +494,17 @@ class World:
       ),
     )
 
-  def _generate_block(self, user, length, item, device, timestamp) -> None:
-    """Draws the events of users sorted by falling length, in place."""
-    start = self.user_start[user]
+  def _generate_block(
+    self, user, length, start
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """item, timestamp and device of users sorted by falling length.
+
+    The events of a user are to stand from `start` on.
+    """
+    num_events = int(length.sum())
+    item = np.empty(num_events, np.int32)
+    device = np.empty(num_events, np.int32)
+    timestamp = np.empty(num_events, np.int64)
     times = self._draw_times(user, length)
     history = np.empty(times.shape, np.int32)
     on = np.zeros(len(user), np.int32)
@@ -512,6 +547,7 @@ class World:
       device[at] = on[:count]
       timestamp[at] = now
       self._advance(users, self._place_category[place], now)
+    return item, timestamp, device
 
   def _draw_places(self, cumulative, row, user, event, attempt) -> np.ndarray:
     """A category each, then an item of it; int64 [n], places of items."""
@@ -603,6 +639,16 @@ class World:
     Raises:
       InputError: the log is not this world's.
     """
+    return self.scorer(log)(event_row, item_row)
+
+  def scorer(
+    self, log: EventLog
+  ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """`log_preference` of this log, which is checked once.
+
+    Raises:
+      InputError: the log is not this world's.
+    """
     config = self.config
     if len(log.items) != config.num_items or not np.array_equal(
       user_offsets(log.user, len(log.users)), self.user_start
@@ -613,17 +659,25 @@ class World:
         f'{config.num_events}, {config.num_users} and {config.num_items} '
         'generates: its true preference is known for the whole log only'
       )
-    event_row = np.asarray(event_row, np.int64)
-    preference = np.empty(item_row.shape)
-    order = np.argsort(event_row, kind='stable')
-    rows_per_block = min(
-      max(1, _MAX_SCORES // max(1, item_row.shape[1])),
-      _MAX_STATE_VALUES // config.num_categories,
-    )
-    for begin in range(0, len(order), rows_per_block):
-      rows = order[begin : begin + rows_per_block]
-      preference[rows] = self._score_block(log, event_row[rows], item_row[rows])
-    return preference
+
+    def score(event_row: np.ndarray, item_row: np.ndarray) -> np.ndarray:
+      event_row = np.asarray(event_row, np.int64)
+      preference = np.empty(item_row.shape)
+      order = np.argsort(event_row, kind='stable')
+      rows_per_block = min(
+        max(1, _MAX_SCORES // max(1, item_row.shape[1])),
+        _MAX_STATE_VALUES // config.num_categories,
+      )
+      # Of equal sizes, for a short last one would cost as many steps.
+      num_blocks = -(-len(order) // rows_per_block)
+      for rows in np.array_split(order, max(1, num_blocks)):
+        if len(rows):
+          preference[rows] = self._score_block(
+            log, event_row[rows], item_row[rows]
+          )
+      return preference
+
+    return score
 
   def _score_block(self, log, event_row, item_row) -> np.ndarray:
     """`log_preference` of rising event rows: replays their users' events."""

@@ -2,6 +2,7 @@
 
 import collections
 import types
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -257,7 +258,8 @@ def test_time_units(times, seconds, unit, odd):
 
 def stand_in(name, lines, rejected, max_rejected=0.1):
   return types.SimpleNamespace(
-    path=types.SimpleNamespace(name=name, __str__=lambda self: name),
+    path=Path(name),
+    name=name,
     options=ReadOptions(max_rejected=max_rejected),
     lines=lines,
     rejected=rejected,

@@ -37,14 +37,15 @@ TIME = np.int64([1, 2, 2, 9, 3, 4, 5])
   ],
 )
 def test_last_out_by_hand(split, expected):
-  part = examples.split_requests(np.arange(7), USER, TIME, split, (8, 1, 1))
+  part = examples.split_requests(np.arange(7), USER, TIME, split)
   np.testing.assert_array_equal(part, expected)
 
 
 def test_time_split_never_cuts_within_a_timestamp():
   time = np.int64([1, 1, 1, 2, 2, 2, 2, 3, 4, 5])
+  cuts = examples.time_cuts(time.copy(), (0.5, 0.3, 0.2))
   part = examples.split_requests(
-    np.arange(10), np.arange(10), time, 'time', (0.5, 0.3, 0.2)
+    np.arange(10), np.arange(10), time, 'time', cuts
   )
   # The cuts fall at order[5] = 2 and order[8] = 4: earlier times stay below.
   np.testing.assert_array_equal(part, [0, 0, 0, 1, 1, 1, 1, 1, 2, 2])
@@ -57,9 +58,11 @@ def test_no_request_is_split():
   order = np.lexsort((day, user))
   log = make_log(user[order], rng.integers(0, 9, 400), day[order])
   request = examples.make_requests(log, 'rating')
+  start = examples.request_times(request, log.timestamp)
+  cuts = examples.time_cuts(start, (0.8, 0.1, 0.1))
   for split in ('last_out', 'time'):
     part = examples.split_requests(
-      request, log.user, log.timestamp, split, (0.8, 0.1, 0.1)
+      request, log.user, log.timestamp, split, cuts
     )
     for number in np.unique(request):
       rows = request == number
@@ -159,7 +162,9 @@ def test_candidates_equal_a_loop_over_rows(
   monkeypatch.setattr(examples, 'DRAWS_AT_ONCE', draws_at_once)
   sampler = sampler_of(log, sampling=sampling)
   rows = np.arange(3, 500, 7)
-  candidates = examples._draw_in_blocks(sampler, rows, log.user, num_negatives)
+  candidates = examples._draw_in_blocks(
+    sampler, rows, log.user[rows], num_negatives
+  )
   for row, found in zip(rows, candidates.tolist(), strict=True):
     mine = (log.user == log.user[row]) & (np.arange(500) <= row)
     had = set(log.item[mine].tolist())

@@ -26,6 +26,11 @@ def make_log(**columns) -> EventLog:
 ALL = np.ones(6, bool)
 
 
+def encode_items(log, train=ALL):
+  train_count = np.bincount(log.item[train], minlength=4)
+  return features.encode_items(log.items, log.item_attributes, train_count, 1)
+
+
 def test_ids_follow_falling_count_then_value():
   vocabulary, ids = features.build_vocabulary(
     np.int64([2, 5, 0, 2]), pl.Series(['a', 'b', 'c', 'd']), 1
@@ -47,7 +52,7 @@ def test_min_count_sends_rare_values_to_unknown():
 
 def test_items_seen_only_outside_the_training_part_are_unknown():
   train = np.bool_([1, 1, 1, 0, 0, 0])
-  ids, (feature,), vocabularies = features.encode_items(make_log(), train, 1)
+  ids, (feature,), vocabularies = encode_items(make_log(), train)
   # Training events: r twice, p once; q and s only later.
   np.testing.assert_array_equal(ids['item'], [3, 1, 2, 1])
   assert vocabularies['item'].counts.tolist() == [2, 1]
@@ -65,7 +70,7 @@ def test_attributes_single_and_multi_valued():
       }
     )
   )
-  ids, found, _ = features.encode_items(log, ALL, 1)
+  ids, found, _ = encode_items(log)
   # Events an item: p 2, q 1, r 2, s 1; so x has 4 and y 1; l 3 and k 2.
   np.testing.assert_array_equal(ids['brand'], [2, 1, 2, 3])
   np.testing.assert_array_equal(ids['tags'], [[3, 2], [0, 0], [0, 0], [2, 0]])
@@ -92,7 +97,7 @@ def test_prices_without_one_known_leave_the_feature_out():
       {'price': pl.Series([None] * 4, dtype=pl.Float64)}
     )
   )
-  ids, found, _ = features.encode_items(log, ALL, 1)
+  ids, found, _ = encode_items(log)
   assert list(ids) == ['item']
   assert len(found) == 1
 
@@ -110,7 +115,7 @@ def test_time_features_against_the_calendar():
   )
   days = ['Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat', 'Sun']
   for name in ('hour', 'weekday', 'month'):
-    codes, values = features._time_codes(log, name)
+    codes, values = features._time_codes(log, name), features.TIME_VALUES[name]
     for stamp, code in zip(stamps, codes, strict=True):
       time = datetime.datetime.fromtimestamp(int(stamp), datetime.UTC)
       expected = {
@@ -122,7 +127,8 @@ def test_time_features_against_the_calendar():
 
 
 def test_gaps_by_hand():
-  codes, names = features._time_codes(make_log(), 'gap')
+  codes = features._time_codes(make_log(), 'gap')
+  names = features.TIME_VALUES['gap']
   assert [names[code] for code in codes] == [
     'first event',
     '1',
@@ -143,7 +149,8 @@ def test_a_gap_of_each_length_has_the_bucket_that_holds_it():
     pl.Series(['i']),
     pl.DataFrame(),
   )
-  codes, names = features._time_codes(log, 'gap')
+  codes = features._time_codes(log, 'gap')
+  names = features.TIME_VALUES['gap']
   for day, code in zip(days, codes[1::2], strict=True):
     low, _, high = names[code].replace(' or more', '-100000').partition('-')
     assert int(low) <= day <= int(high or low)
@@ -158,9 +165,15 @@ def test_a_constant_context_column_is_left_out_and_named():
       'country': ContextColumn(np.zeros(6, np.int32), pl.Series(['de'])),
     }
   )
-  ids, found, _, constant = features.encode_context(
-    log, ('hour', 'month'), ALL, 1
-  )
+  values = features.context_values(log, ('hour', 'month'))
+  count = {
+    name: np.bincount(
+      features.context_codes(log, name) + 1, minlength=len(values[name]) + 1
+    )
+    for name in values
+  }
+  ids, found, _, constant = features.encode_context(values, count, count, 1)
   assert constant == ['hour', 'country']
   assert [feature.name for feature in found] == ['month', 'device']
-  np.testing.assert_array_equal(ids['device'], [2, 3, 1, 2, 2, 3])
+  # app, web, and code -1.
+  np.testing.assert_array_equal(ids['device'], [2, 3, 1])

@@ -668,16 +668,20 @@ def test_a_panic_of_polars_is_one_sentence(tmp_path, monkeypatch):
   # It is no Exception, so most handlers let it through.
   assert not issubclass(pl.exceptions.PanicException, Exception)
   monkeypatch.setattr(pl.LazyFrame, 'collect', panic)
-  assert (
-    refusal(path) == f'{path} cannot be read as Parquet: index out of bounds'
+  assert refusal(path) == (
+    f'{path} cannot be read as Parquet: index out of bounds; copy or write it '
+    'again, or leave it out'
   )
 
 
 def test_bad_parquet_folders(tmp_path):
-  assert refusal(tmp_path) == f'{tmp_path} holds no Parquet file, *.parquet'
+  assert refusal(tmp_path) == (
+    f'{tmp_path} holds no Parquet file, *.parquet: name a folder of those, or '
+    'one file'
+  )
   assert 'holds no Parquet file' in refusal(str(tmp_path / '*.parquet'))
   write(tmp_path / 'a.csv', 'u,i,t\n')
-  assert 'holds no Parquet file' in refusal(tmp_path)
+  assert 'no Parquet file, *.parquet; it holds a.csv:' in refusal(tmp_path)
   assert 'a.csv, which ' in refusal(str(tmp_path / '*'))
   # One bad part is named.
   FRAME.write_parquet(tmp_path / 'a.parquet')

@@ -1,12 +1,18 @@
 """Whole preparations: counts by hand, tasks, and datasets that were touched."""
 
+import errno
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
 from eain_jax.config import PrepareConfig
+from eain_jax.data import columns, survey
 from eain_jax.data.dataset import open_dataset
 from eain_jax.data.events import k_core
 from eain_jax.data.lines import ReadOptions
@@ -217,6 +223,110 @@ def test_the_same_twice_is_byte_identical(tmp_path):
   assert first['files'] == second['files']
 
 
+@pytest.mark.parametrize(
+  'settings',
+  [
+    {'synthetic': True},
+    {'synthetic': True, 'split': 'time', 'skip_above': True},
+    {'task': 'rating', 'skip_above': True},
+    {'task': 'rating', 'split': 'time'},
+    {'task': 'logged', 'skip_above': True},
+    {'task': 'logged', 'split': 'last_out', 'min_history': 1},
+  ],
+)
+def test_a_dataset_does_not_depend_on_its_blocks(
+  tmp_path, monkeypatch, settings
+):
+  if settings.get('synthetic'):
+    settings = settings | {'num_events': 3000, 'eval_negatives': 9}
+  else:
+    rng = np.random.default_rng(0)
+    rows = [
+      f'u{user},i{rng.integers(30)},{day * DAY},{3 * day + rng.integers(3)},'
+      f'{rng.integers(9)},{rng.integers(2)},{rng.integers(1, 6)},d{user % 3}'
+      for user, day in rng.integers(0, [40, 9], (900, 2))
+    ]
+    settings = settings | {
+      'events': write_log(tmp_path / 'log.csv', rows, 'u,i,t,q,p,c,r,d'),
+      'columns': (*LOG_COLUMNS, 'rating=r', 'dev=d'),
+    }
+  made = []
+  # All users in one block, a few in each, and one alone.
+  for size in (1 << 19, 100, 1):
+    monkeypatch.setattr(columns, 'BLOCK_ROWS', size)
+    monkeypatch.setattr(survey, 'BLOCK_ROWS', size)
+    folder = tmp_path / f'blocks{size}'
+    made.append(prepare(PrepareConfig(**settings), folder))
+    assert {p.name for p in folder.iterdir()} == {
+      'columns', 'vocabularies', 'items.parquet', 'users.parquet',
+      'rejected.jsonl', 'manifest.json',
+    }  # fmt: skip
+  assert made[0]['counts']['train']['examples'] > 100
+  assert made[0] == made[1] == made[2]
+
+
+PEAK = """
+import sys
+from eain_jax.benchmark.host import peak_rss_mb
+from eain_jax.config import PrepareConfig
+from eain_jax.data.prepare import prepare
+prepare(PrepareConfig(synthetic=True, num_events=int(sys.argv[1])), sys.argv[2])
+print(peak_rss_mb())
+"""
+
+
+@pytest.mark.slow
+def test_memory_grows_slowly_with_events(tmp_path):
+  peaks = []
+  for num_events in (600_000, 2_400_000):
+    folder = str(tmp_path / str(num_events))
+    done = subprocess.run(
+      [sys.executable, '-c', PEAK, str(num_events), folder],
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    peaks.append(float(done.stdout))
+    shutil.rmtree(folder)
+  # 1.8 million events more, of 120,000 users more. On the disk they are 36
+  # bytes an event, and 199 numbers of 4 bytes for each of the two evaluated
+  # events of a user: 244 MiB. What is kept of them is a byte an event, and of
+  # a user some 200 bytes of name and counts: 25 MiB.
+  assert peaks[1] - peaks[0] < 100
+
+
+@pytest.mark.parametrize(
+  ('settings', 'least'),
+  [
+    # 16 bytes an event, and 8 for each candidate of the two last of a user.
+    ({'num_events': 1_500_000}, '0.2 GB'),
+    ({'num_events': 1_500_000, 'eval_negatives': 999}, '1.6 GB'),
+    ({'num_events': 1_500_000, 'split': 'time'}, '0.0 GB'),
+  ],
+)
+def test_a_small_disk_is_refused_before_anything_is_drawn(
+  tmp_path, monkeypatch, settings, least
+):
+  free = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: free)
+  config = PrepareConfig(synthetic=True, **settings)
+  with pytest.raises(
+    InputError, match=f'{least}, and its disk has 0.0 GB left'
+  ):
+    prepare(config, tmp_path / 'deep' / 'dataset')
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_is_one_sentence(tmp_path, monkeypatch):
+  def append(writer, rows):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(columns.ColumnWriter, 'append', append)
+  with pytest.raises(InputError, match='the disk is full'):
+    make(tmp_path, ROWS)
+  assert [file.name for file in tmp_path.iterdir()] == ['log.csv']
+
+
 def touch_bytes(file):
   data = bytearray(file.read_bytes())
   data[-1] ^= 1
@@ -240,6 +350,63 @@ def test_every_file_of_a_dataset_is_checked(tmp_path):
   open_dataset(folder)
 
 
+def test_a_quick_look_checks_presence_and_size(tmp_path):
+  manifest, folder = make(tmp_path, ROWS)
+  for name in manifest['files']:
+    file = folder / name
+    before = file.read_bytes()
+    for changed in (before + b'x', before[:-1]):
+      if changed != before:
+        file.write_bytes(changed)
+        sizes = f'it has {len(changed)} bytes of {len(before)}'
+        with pytest.raises(InputError, match=f'{name} .*{sizes}'):
+          open_dataset(folder, verify='quick')
+    file.unlink()
+    with pytest.raises(InputError, match=f'{name} is missing'):
+      open_dataset(folder, verify='quick')
+    file.write_bytes(before)
+  # What is of its size is believed; only a full look reads it.
+  touch_bytes(folder / 'columns' / 'events.item.npy')
+  assert (
+    open_dataset(folder, verify='quick').fingerprint
+    == (manifest['fingerprint'])
+  )
+  with pytest.raises(InputError, match='sha256 differs'):
+    open_dataset(folder)
+  with pytest.raises(ValueError, match="verify is 'none'"):
+    open_dataset(folder, verify='none')
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_a_quick_look_reads_no_column(tmp_path, monkeypatch):
+  folder = tmp_path / 'dataset'
+  prepare(PrepareConfig(synthetic=True, num_events=200_000), folder)
+  opened = []
+  monkeypatch.setattr(
+    'eain_jax.data.dataset.hash_file', lambda file: opened.append(file)
+  )
+  dataset = open_dataset(folder, verify='quick')
+  assert not opened
+  mapped = resident = 0
+  is_ours = False
+  for line in Path('/proc/self/smaps').read_text().splitlines():
+    name, *fields = line.split()
+    if not name.endswith(':'):
+      is_ours = fields[-1].startswith(str(folder))
+    elif is_ours and name == 'Size:':
+      mapped += int(fields[0])
+    elif is_ours and name == 'Rss:':
+      resident += int(fields[0])
+  # In kB: 36 bytes an event, 199 x 4 bytes each of two events a user.
+  assert mapped > 27_000
+  assert resident == 0
+  # The whole can be read through it all the same.
+  assert int(dataset.item_train_count.sum()) == int(
+    np.sum(np.diff(dataset.user_start) - 2)
+  )
+
+
+@pytest.mark.parametrize('verify', ['full', 'quick'])
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
@@ -248,14 +415,14 @@ def test_every_file_of_a_dataset_is_checked(tmp_path):
     (lambda m: m.pop('fingerprint'), 'is damaged'),
   ],
 )
-def test_a_changed_manifest_is_refused(tmp_path, change, message):
+def test_a_changed_manifest_is_refused(tmp_path, change, message, verify):
   _, folder = make(tmp_path, ROWS)
   file = folder / 'manifest.json'
   manifest = json.loads(file.read_text())
   change(manifest)
   file.write_text(json.dumps(manifest))
   with pytest.raises(InputError, match=message):
-    open_dataset(folder)
+    open_dataset(folder, verify=verify)
 
 
 def test_not_a_dataset(tmp_path):

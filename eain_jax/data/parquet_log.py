@@ -1,0 +1,683 @@
+"""A log in Parquet: a file, a glob, or a folder as other engines write it.
+
+Spark, BigQuery and Ray write many files to a folder, often in folders below it
+that are named column=value: those give all of their rows that value. Beside
+the data lies what is none: names that begin with a point or an underscore.
+
+The rows of a source are those of its files in the order of their paths, which
+are compared folder by folder. They are read a slice at a time, and ids become
+numbers at once: of a slice only distinct strings are kept.
+"""
+
+import contextlib
+import dataclasses
+import glob
+import itertools
+import math
+import os
+import urllib.parse
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from eain_jax.data.columns import row_blocks
+from eain_jax.data.events import (
+  RawColumn,
+  RawEvents,
+  Reader,
+  check_rejected,
+  to_seconds,
+)
+from eain_jax.data.lines import ReadOptions, check_file, hash_file
+from eain_jax.data.log_values import (
+  MAX_INT32,
+  MAX_RATING,
+  MAX_TIME,
+  OPTIONAL,
+  REQUIRED,
+  Refused,
+  odd_time,
+  parse_timestamp,
+  raw_events,
+  require_columns,
+  time_note,
+)
+from eain_jax.errors import InputError
+
+ROWS_AT_ONCE = 1 << 21
+# Distinct values of slices are merged when so many have gathered.
+MIN_MERGED = 1 << 20
+# Numbers in a range so wide are always looked up in a table of the range.
+MIN_TABLE = 1 << 16
+# What Hive calls the folder of rows without a value.
+HIVE_NULL = '__HIVE_DEFAULT_PARTITION__'
+MAGIC = b'PAR1'
+NUMBERS = ('rating', 'label', 'position')
+# No time; beyond MAX_TIME.
+NO_TIME = np.iinfo(np.int64).min
+# No reason to refuse a row.
+NO_REASON = 255
+
+
+@dataclasses.dataclass
+class ParquetFile:
+  """One of the files of a Parquet source, and what stands in their way.
+
+  Attributes:
+    path: the file.
+    name: its path from the source's folder on.
+    partition: column names to values, from the folders that it lies in.
+    options: how forgiving to be.
+    schema: its own columns.
+    lines: its rows.
+    blank: none, in Parquet.
+    rejected: (row number from 1, reason, '') of each row that was refused.
+  """
+
+  path: Path
+  name: str
+  partition: Mapping[str, str | None]
+  options: ReadOptions
+  schema: Mapping[str, pl.DataType] = dataclasses.field(default_factory=dict)
+  lines: int = 0
+  blank: int = 0
+  rejected: list[tuple[int, str, str]] = dataclasses.field(default_factory=list)
+
+  def open(self) -> None:
+    """Reads the schema and the number of rows.
+
+    Raises:
+      InputError: the file is no Parquet file, or damaged.
+    """
+    with self._errors():
+      self._check_ends()
+      self.schema = self._scan().collect_schema()
+      self.lines = self._scan().select(pl.len()).collect().item()
+
+  def _scan(self) -> pl.LazyFrame:
+    return pl.scan_parquet(self.path, glob=False, hive_partitioning=False)
+
+  def _check_ends(self) -> None:
+    with self.path.open('rb') as file:
+      head = file.read(len(MAGIC))
+      file.seek(max(len(MAGIC), file.seek(0, os.SEEK_END) - len(MAGIC)))
+      tail = file.read()
+    if head != MAGIC:
+      raise self._unreadable(f'it begins with {head!r}, not with {MAGIC!r}')
+    if tail != MAGIC:
+      raise self._unreadable('it is truncated: its last bytes are no footer')
+
+  def _unreadable(self, reason: str) -> InputError:
+    return InputError(
+      f'{self.path} cannot be read as Parquet: {reason}; copy or write it '
+      'again, or leave it out'
+    )
+
+  @contextlib.contextmanager
+  def _errors(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      raise self._unreadable(error.strerror or _first_line(error)) from error
+    except (
+      pl.exceptions.PolarsError,
+      pl.exceptions.PanicException,
+    ) as error:
+      raise self._unreadable(_first_line(error)) from error
+
+  def slices(
+    self, columns: Sequence[str]
+  ) -> Iterator[tuple[int, pl.DataFrame]]:
+    """The first row, from 0, and the columns of each slice of the rows.
+
+    A column that the file does not have is its folder's, or null.
+
+    Raises:
+      InputError: the file is damaged, or its folder says another value of a
+        column than the file does.
+    """
+    inside = [column for column in columns if column in self.schema]
+    for first in range(0, self.lines, ROWS_AT_ONCE):
+      with self._errors():
+        frame = self._scan().select(inside).slice(first, ROWS_AT_ONCE).collect()
+      for column in self.partition.keys() & set(inside):
+        self._check_partition(first, frame[column], self.partition[column])
+      size = min(ROWS_AT_ONCE, self.lines - first)
+      yield (
+        first,
+        pl.DataFrame(
+          [
+            frame[column]
+            if column in inside
+            else pl.repeat(
+              self.partition.get(column), size, dtype=pl.String, eager=True
+            ).alias(column)
+            for column in columns
+          ]
+        ),
+      )
+
+  def _check_partition(
+    self, first: int, column: pl.Series, value: str | None
+  ) -> None:
+    if value is None:
+      differs = column.is_not_null()
+    elif column.dtype.is_numeric():
+      # As text a folder's 07 would not be the 7 of a file.
+      given = pl.Series([value]).cast(column.dtype, strict=False)
+      differs = column.ne_missing(given.new_from_index(0, len(column)))
+      differs |= given.is_null().item()
+    elif column.dtype == pl.Boolean:
+      differs = column.cast(pl.String).ne_missing(value.lower())
+    elif isinstance(column.dtype, pl.Datetime):
+      text = column.dt.strftime('%Y-%m-%d %H:%M:%S')
+      differs = text.ne_missing(value.replace('T', ' ')[:19])
+    elif column.dtype.is_nested() or column.dtype == pl.Binary:
+      return  # No column of a log can be of such a type.
+    else:
+      differs = column.cast(pl.String).ne_missing(value)
+    if differs.any():
+      row = int(differs.arg_max() or 0)
+      holds = 'null' if column[row] is None else column[row]
+      says = HIVE_NULL if value is None else value
+      raise InputError(
+        f'{self.path}: the column {column.name!r} is {holds} in row '
+        f'{first + row + 1}, but its folder says {column.name}={says}: rename '
+        'one of the two, or leave the column out of the file'
+      )
+
+  def reject(self, line: int, reason: str, text: bytes | str) -> None:
+    """Notes a row that is not used; it has no text."""
+    self.rejected.append((line, reason, ''))
+
+  def source(self, format_name: str) -> dict[str, Any]:
+    """What the manifest says of the file."""
+    return {
+      'name': self.name,
+      'bytes': self.path.stat().st_size,
+      'sha256': hash_file(self.path),
+      'format': format_name,
+      'lines': self.lines,
+      'rejected': len(self.rejected),
+    }
+
+
+def _first_line(error: BaseException) -> str:
+  return (str(error).splitlines() or ['no reason given'])[0]
+
+
+def _is_hidden(name: str) -> bool:
+  """Engines leave such files and folders beside the data, as _delta_log."""
+  # A column's name may begin with an underscore.
+  return name.startswith('.') or (name.startswith('_') and '=' not in name)
+
+
+def _is_parquet(path: Path) -> bool:
+  with path.open('rb') as file:
+    return file.read(len(MAGIC)) == MAGIC
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+  """All files of a folder and those below it that are not hidden.
+
+  Raises:
+    InputError: a folder cannot be read.
+  """
+
+  def fail(error: OSError) -> None:
+    raise InputError(
+      f'{error.filename} cannot be read: {error.strerror}'
+    ) from error
+
+  for parent, folders, files in os.walk(folder, onerror=fail):
+    folders[:] = [name for name in folders if not _is_hidden(name)]
+    yield from (Path(parent, name) for name in files if not _is_hidden(name))
+
+
+def _partition(folders: Sequence[str]) -> dict[str, str | None]:
+  """Columns that the names of folders give."""
+  pairs = [name.partition('=') for name in folders if '=' in name]
+  return {
+    urllib.parse.unquote(key): None
+    if value == HIVE_NULL
+    else urllib.parse.unquote(value)
+    for key, _, value in pairs
+  }
+
+
+def parquet_files(path: str, options: ReadOptions) -> list[ParquetFile]:
+  """The Parquet files of a file, a folder or a glob, sorted, and opened.
+
+  Returns:
+    None of them where the path is a file of another kind.
+
+  Raises:
+    InputError: nothing is there, what a glob names is no Parquet file, or a
+      file is damaged.
+  """
+  if Path(path).is_dir():
+    base, matches = Path(path), [Path(path)]
+  elif Path(path).exists() or not glob.has_magic(path):
+    file = check_file(path)
+    if not _is_parquet(file):
+      return []
+    base, matches = file.parent, [file]
+  else:
+    parts = Path(path).parts
+    base = Path(*itertools.takewhile(lambda p: not glob.has_magic(p), parts))
+    matches = [Path(match) for match in glob.glob(path, recursive=True)]
+  is_one = matches == [Path(path)] and not Path(path).is_dir()
+  files, others = set(), set()
+  for match in matches:
+    if not is_one and any(map(_is_hidden, match.relative_to(base).parts)):
+      continue
+    if match.is_dir():
+      for file in _walk(match):
+        (files if file.suffix == '.parquet' else others).add(file)
+    elif not _is_parquet(check_file(match)):
+      raise InputError(f'{match}, which {path} names, is no Parquet file')
+    else:
+      files.add(match)
+  if not files:
+    held = f'; it holds {min(others).relative_to(base)}' if others else ''
+    raise InputError(
+      f'{path} holds no Parquet file, *.parquet{held}: name a folder of those, '
+      'or one file'
+    )
+  found = []
+  for file in sorted(files):
+    inner = file.relative_to(base)
+    partition = {} if is_one else _partition(inner.parts[:-1])
+    found.append(ParquetFile(file, inner.as_posix(), partition, options))
+    found[-1].open()
+  return found
+
+
+def check_all_rejected(path: str, files: Sequence[ParquetFile]) -> None:
+  """`check_rejected` over all files of a source: parts may be small."""
+  rejected = [
+    (row, f'{reason} ({file.name})' if len(files) > 1 else reason, text)
+    for file in files
+    for row, reason, text in file.rejected
+  ]
+  num_lines = sum(file.lines for file in files)
+  whole = ParquetFile(Path(path), path, {}, files[0].options, lines=num_lines)
+  whole.rejected = rejected
+  check_rejected(whole)
+
+
+def check_columns(
+  files: Sequence[ParquetFile],
+  wanted: Mapping[str, str],
+  flag: str,
+  optional: Collection[str] = (),
+) -> list[str]:
+  """Looks for columns in all files that have a row.
+
+  Args:
+    files: of a source.
+    wanted: our names to the source's.
+    flag: the flag that names them.
+    optional: our names of those that not every file needs to have.
+
+  Returns:
+    A note on each column that some of the files do not have.
+
+  Raises:
+    InputError: a column is not there.
+  """
+  filled = [file for file in files if file.lines]
+  notes = []
+  for name, column in wanted.items():
+    without = [
+      file
+      for file in filled
+      if column not in file.schema and column not in file.partition
+    ]
+    if without and (name not in optional or len(without) == len(filled)):
+      file = without[0]
+      held = dict.fromkeys([*file.schema, *file.partition])
+      require_columns(file.path, {name: column}, list(held), flag)
+    if without:
+      notes.append(
+        f'{len(without)} of {len(filled)} files, the first {without[0].name}, '
+        f'have no column {column!r}: their events have no {name}.'
+      )
+  return notes
+
+
+def _kind(name: str, dtype: pl.DataType) -> str | None:
+  """What values of one column must share in all files; None fits with any."""
+  if dtype == pl.Null:
+    return None
+  if dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum):
+    return 'text'
+  if isinstance(dtype, pl.Date | pl.Datetime):
+    return 'time'
+  if name in NUMBERS or name == 'timestamp':
+    if dtype.is_numeric() or dtype == pl.Boolean:
+      return 'number'
+  elif dtype.is_integer():
+    return 'integer'
+  return str(dtype)
+
+
+def _check_kinds(
+  path: str, files: Sequence[ParquetFile], columns: Mapping[str, str]
+) -> None:
+  """Raises InputError where files differ in what a column holds.
+
+  To read 7 in one file as the text '7' of another would be a guess.
+  """
+  for name, column in columns.items():
+    first: tuple[str, pl.DataType, ParquetFile] | None = None
+    for file in files:
+      dtype = file.schema.get(column)
+      if dtype is None and column in file.partition:
+        dtype = pl.String()
+      kind = _kind(name, dtype) if dtype is not None and file.lines else None
+      if dtype is None or kind is None:
+        continue
+      if first is None:
+        first = (kind, dtype, file)
+      elif kind != first[0]:
+        raise InputError(
+          f'{path}: its files differ in the types of their columns: '
+          f'{column!r} for {name} is {first[1]} in {first[2].name} and '
+          f'{dtype} in {file.name}; write them with one type'
+        )
+
+
+def _times(path: Path, column: pl.Series) -> np.ndarray:
+  """int64, NO_TIME where there is none.
+
+  Raises:
+    InputError: the column can hold none.
+  """
+  if column.dtype == pl.Date:
+    time = column.cast(pl.Datetime('ms')).dt.epoch('s')
+  elif isinstance(column.dtype, pl.Datetime):
+    time = column.dt.epoch('s')
+  elif column.dtype.is_integer():
+    time = column.cast(pl.Int64, strict=False)
+  elif column.dtype.is_float():
+    time = column.fill_nan(None).floor().cast(pl.Int64, strict=False)
+  elif column.dtype.is_numeric() or column.dtype in (pl.String, pl.Null):
+    texts = column.to_list()
+    parsed = {text: _timestamp_or_none(text) for text in set(texts)}
+    values = [parsed[text] for text in texts]
+    time = pl.Series(column.name, values, dtype=pl.Int64)
+  else:
+    raise InputError(
+      f'{path}: the column {column.name!r} for timestamp is of type '
+      f'{column.dtype}, neither a time nor a number nor text'
+    )
+  frame = pl.select(
+    pl.when(time.is_between(-MAX_TIME, MAX_TIME))
+    .then(time)
+    .otherwise(int(NO_TIME))
+    .alias('time')
+  )
+  return frame['time'].to_numpy()
+
+
+def _timestamp_or_none(value: Any) -> int | None:
+  try:
+    return parse_timestamp('timestamp', value)
+  except Refused:
+    return None
+
+
+def _codes(path: Path, column: pl.Series) -> tuple[np.ndarray, pl.Series]:
+  """Codes of a slice, and the distinct values that they index into.
+
+  Returns:
+    int32 [N], -1 where there is no value or one that no id can be; and Int64
+    or String [W].
+
+  Raises:
+    InputError: the column is neither text nor integers.
+  """
+  if isinstance(column.dtype, pl.Categorical | pl.Enum | pl.Null):
+    column = column.cast(pl.String)
+  if not (column.dtype.is_integer() or column.dtype in (pl.String, pl.Boolean)):
+    raise InputError(
+      f'{path}: the column {column.name!r} is of type {column.dtype}; ids and '
+      'categories must be text or integers'
+    )
+  if column.dtype.is_integer():
+    wide = column.cast(pl.Int64, strict=False)
+    if wide.null_count() == column.null_count():
+      return _distinct(wide)
+  codes, values = _distinct(column.cast(pl.String))
+  is_bad = values.str.contains('[\0\ufffd]') | ~values.str.contains(r'\S')
+  if is_bad.any():
+    good = np.flatnonzero(~is_bad)
+    code = np.full(len(values) + 1, -1, np.int32)
+    code[good] = np.arange(len(good))
+    codes, values = code[codes], values.gather(good)
+  return codes, values
+
+
+def _distinct(column: pl.Series) -> tuple[np.ndarray, pl.Series]:
+  """int32 codes (-1 for null) and distinct values of Int64 or String."""
+  if column.dtype == pl.Int64:
+    codes, numbers = _integer_codes(column)
+    return codes, pl.Series(numbers)
+  # Categories hash each string once, where unique and a join do it thrice.
+  codes, numbers = _integer_codes(
+    column.cast(pl.Categorical).to_physical().cast(pl.Int64)
+  )
+  row = np.zeros(len(numbers) + 1, np.int64)
+  row[codes] = np.arange(len(codes))
+  return codes, column.gather(row[:-1])
+
+
+def _integer_codes(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+  """int32 codes (-1 for null) of an int64 column; its distinct numbers."""
+  value = column.drop_nulls().to_numpy()
+  if not len(value):
+    return np.full(len(column), -1, np.int32), value
+  low = int(value.min())
+  size = int(value.max()) - low + 1
+  if size <= 2 * len(value) + MIN_TABLE:
+    place = value - low
+    is_there = np.zeros(size, bool)
+    is_there[place] = True
+    codes = (np.cumsum(is_there, dtype=np.int32) - 1)[place]
+    numbers = np.flatnonzero(is_there) + low
+  else:
+    numbers, codes = np.unique(value, return_inverse=True)
+    codes = codes.astype(np.int32)
+  if len(value) < len(column):
+    given = codes
+    codes = np.full(len(column), -1, np.int32)
+    codes[column.is_not_null().to_numpy()] = given
+  return codes, numbers
+
+
+class _GrowingCodes:
+  """Codes of a column whose slices come one after the other.
+
+  Each slice brings its own distinct values. When four times as many gathered as
+  the last merge left, they are merged, so they never take more than a few times
+  what the distinct values of the whole take.
+  """
+
+  def __init__(self, num_rows: int):
+    self.codes = np.empty(num_rows, np.int32)
+    self._num_rows = 0
+    self._values: list[pl.Series] = []
+    self._num_values = 0
+    self._most = MIN_MERGED
+
+  def append(self, codes: np.ndarray, values: pl.Series) -> None:
+    rows = self.codes[self._num_rows : self._num_rows + len(codes)]
+    np.add(codes, self._num_values, out=rows)
+    rows[codes < 0] = -1
+    self._num_rows += len(codes)
+    self._values.append(values)
+    self._num_values += len(values)
+    if self._num_values > self._most:
+      self._merge()
+      self._most = max(MIN_MERGED, 4 * self._num_values)
+
+  def _merge(self) -> None:
+    if len(self._values) < 2:
+      return
+    if len({values.dtype for values in self._values}) > 1:
+      self._values = [values.cast(pl.String) for values in self._values]
+    code, values = _distinct(pl.concat(self._values))
+    # The last place is that of -1.
+    code = np.append(code, np.int32(-1))
+    for rows in row_blocks(self._num_rows):
+      self.codes[rows] = code[self.codes[rows]]
+    self._values, self._num_values = [values], len(values)
+
+  def finish(self) -> RawColumn:
+    """The codes of all rows; there must be a slice."""
+    self._merge()
+    return RawColumn(self.codes, self._values[0].cast(pl.String))
+
+
+def _numbers(
+  path: Path, name: str, column: pl.Series
+) -> tuple[np.ndarray, np.ndarray]:
+  """Values of a rating, label or position, and where they cannot be used.
+
+  Raises:
+    InputError: it holds no numbers.
+  """
+  if not (column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Null)):
+    raise InputError(
+      f'{path}: the column {column.name!r} for {name} is of type '
+      f'{column.dtype}, not a number'
+    )
+  value = column.cast(pl.Float64).fill_null(math.nan).to_numpy()
+  bad = ~(np.abs(value) < MAX_RATING)
+  if name == 'label':
+    bad |= (value != 0) & (value != 1)
+  elif name == 'position':
+    bad |= (value != np.floor(value)) | (value < 0) | (value > MAX_INT32)
+  return np.where(bad, 0, value).astype(_DTYPES[name]), bad
+
+
+_DTYPES = {
+  'timestamp': np.int64,
+  'rating': np.float32,
+  'label': np.int8,
+  'position': np.int32,
+}
+
+
+def read_parquet(
+  path: str, files: Sequence[ParquetFile], columns: Mapping[str, str]
+) -> tuple[RawEvents, list[Reader], list[dict[str, Any]], list[str]]:
+  """The events of Parquet files.
+
+  Args:
+    path: the source, as the user named it.
+    files: of `parquet_files`.
+    columns: our names to the source's.
+
+  Returns:
+    The events; what was read; its sources; and notes.
+
+  Raises:
+    InputError: a column is not there or of a wrong type, or too many rows
+      were refused.
+  """
+  context = [name for name in columns if name not in REQUIRED + OPTIONAL]
+  notes = check_columns(files, columns, '--columns', context)
+  _check_kinds(path, files, columns)
+  num_rows = sum(file.lines for file in files)
+  codes = {
+    name: _GrowingCodes(num_rows) for name in columns if name not in _DTYPES
+  }
+  numbers = {
+    name: np.empty(num_rows, _DTYPES[name])
+    for name in columns
+    if name in _DTYPES
+  }
+  reasons = _reasons(columns)
+  number_of = {name: number for number, name in enumerate(reasons)}
+  reason_of_row = np.full(num_rows, NO_REASON, np.uint8)
+
+  def refuse(rows: np.ndarray, refused: np.ndarray, name: str) -> None:
+    # Of several reasons the one of the first column stands.
+    rows[refused] = np.minimum(rows[refused], number_of[name])
+
+  begin = 0
+  for file in files:
+    for first, frame in file.slices(list(dict.fromkeys(columns.values()))):
+      rows = slice(begin + first, begin + first + frame.height)
+      refused = reason_of_row[rows]
+      for name, column in columns.items():
+        series = frame[column]
+        if name in codes:
+          made, values = _codes(file.path, series)
+          codes[name].append(made, values)
+          if name not in context:
+            refuse(refused, made < 0, name)
+        elif name == 'timestamp':
+          numbers[name][rows] = _times(file.path, series)
+          refuse(refused, numbers[name][rows] == NO_TIME, name)
+        else:
+          numbers[name][rows], bad = _numbers(file.path, name, series)
+          refuse(refused, bad, name)
+    begin += file.lines
+  unit, odd = _to_seconds(numbers['timestamp'])
+  refuse(reason_of_row, odd, 'unit')
+  texts = [*reasons.values()]
+  texts[number_of['unit']] = odd_time(unit)
+  begin = 0
+  for file in files:
+    rows = reason_of_row[begin : begin + file.lines]
+    begin += file.lines
+    file.rejected = [
+      (int(row) + 1, texts[rows[row]], '')
+      for row in np.flatnonzero(rows != NO_REASON)
+    ]
+  check_all_rejected(path, files)
+  finished = {name: column.finish() for name, column in codes.items()}
+  kept = reason_of_row == NO_REASON
+  if not kept.all():
+    finished = {
+      name: RawColumn(column.codes[kept], column.values)
+      for name, column in finished.items()
+    }
+    numbers = {name: column[kept] for name, column in numbers.items()}
+  return (
+    raw_events(finished, numbers, columns),
+    list(files),
+    [file.source('parquet') for file in files],
+    [*time_note(Path(path).name, unit), *notes],
+  )
+
+
+def _reasons(columns: Mapping[str, str]) -> dict[str, str]:
+  """Why a row may be refused, in the order of the columns; 'unit' is open."""
+  reasons = {}
+  for name in columns:
+    if name == 'timestamp':
+      reasons[name] = 'the timestamp is missing or out of range'
+      reasons['unit'] = ''
+    elif name in _DTYPES:
+      reasons[name] = f'the {name} is missing or not a valid number'
+    elif name in REQUIRED + OPTIONAL:
+      reasons[name] = f'the {name} is missing'
+  return reasons
+
+
+def _to_seconds(time: np.ndarray) -> tuple[str, np.ndarray]:
+  """Turns times to seconds in place; the unit, and bool, those of another."""
+  there = time != NO_TIME
+  if there.all():
+    time[:], unit, odd = to_seconds(time)
+  else:
+    odd = np.zeros(len(time), bool)
+    time[there], unit, odd[there] = to_seconds(time[there])
+  return unit, odd
