@@ -14,6 +14,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from eain_jax.config import MODEL_CONFIGS, ModelConfig, Settings
+from eain_jax.data.dataset import Dataset, open_dataset
 from eain_jax.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -166,6 +167,18 @@ def _parse_flags(argv: list[str]) -> list[str]:
     raise SystemExit(0 if is_help else 2) from error
 
 
+def _end(code: int, name: str = '', why: str = '') -> None:
+  """Ends one of several processes at once.
+
+  An orderly end would wait for the others, which wait for this one.
+  """
+  if why:
+    print(f'{name}: {why}', file=sys.stderr)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
 def run(main: Callable[[], None], *, takes_processes: bool = False) -> None:
   """Runs a binary: parses flags, calls `main`, turns errors to exit codes.
 
@@ -185,7 +198,7 @@ def run(main: Callable[[], None], *, takes_processes: bool = False) -> None:
         # Here, for preparation needs no jax.
         from eain_jax.training import processes
 
-        is_joined = processes.join_cluster()
+        is_joined = processes.join_cluster(lambda why: _end(1, name, why))
       elif int(os.environ.get('JAX_NUM_PROCESSES') or 1) > 1:
         raise InputError('runs in one process: start it without a launcher')
       main()
@@ -201,13 +214,23 @@ def run(main: Callable[[], None], *, takes_processes: bool = False) -> None:
       traceback.print_exc()
       code = 1
     if code and is_joined:
-      # An orderly end would wait for the other processes, which wait for us.
-      sys.stdout.flush()
-      sys.stderr.flush()
-      os._exit(code)
+      _end(code)
     sys.exit(code)
 
   app.run(wrapped, flags_parser=_parse_flags)
+
+
+def open_together(dataset_dir: str) -> Dataset:
+  """The dataset of all processes, of which the first reads every byte.
+
+  Raises:
+    InputError: one of them cannot open it.
+  """
+  # Here, for preparation needs no jax.
+  from eain_jax.training import processes
+
+  verify = 'full' if processes.is_first() else 'quick'
+  return processes.together(lambda: open_dataset(dataset_dir, verify=verify))
 
 
 def describe(values: Mapping[str, Any]) -> str:

@@ -74,17 +74,23 @@ def plan_from_flags() -> dict:
 def open_or_make_dataset(output_dir: Path) -> Dataset:
   """The dataset of the flag, or the synthetic world in the output folder."""
   if DATASET_DIR.value:
-    return open_dataset(DATASET_DIR.value)
+    return cli.open_together(DATASET_DIR.value)
   folder = output_dir / DATASET_FOLDER
-  if not folder.is_dir():
-    # The world's tastes follow hours and months; its weekdays say nothing.
-    config = PrepareConfig(
-      synthetic=True,
-      num_events=NUM_EVENTS.value,
-      context=('hour', 'month', 'gap'),
-    )
-    prepare(config, folder)
-  return open_dataset(folder)
+  processes.together(lambda: make_world(folder))
+  return cli.open_together(str(folder))
+
+
+def make_world(folder: Path) -> None:
+  """The synthetic world, made by the first process where it is not there."""
+  if not processes.is_first() or folder.is_dir():
+    return
+  # The world's tastes follow hours and months; its weekdays say nothing.
+  config = PrepareConfig(
+    synthetic=True,
+    num_events=NUM_EVENTS.value,
+    context=('hour', 'month', 'gap'),
+  )
+  prepare(config, folder)
 
 
 def train_or_read(dataset: Dataset, model: str, seed: int, folder: Path) -> Run:
@@ -132,9 +138,7 @@ def main() -> None:
   output_dir = Path(OUTPUT_DIR.value)
   plan = plan_from_flags()
   processes.first_then_others(lambda: claim_folder(output_dir, plan))
-  dataset = processes.first_then_others(
-    lambda: open_or_make_dataset(output_dir)
-  )
+  dataset = open_or_make_dataset(output_dir)
   runs = [
     train_or_read(
       dataset, model, seed, output_dir / RUNS_FOLDER / f'{model}-seed{seed}'

@@ -10,7 +10,6 @@ from pathlib import Path
 from absl import flags
 
 from eain_jax.config import TrainConfig
-from eain_jax.data.dataset import open_dataset
 from eain_jax.reporting.console import TrainingDisplay, metrics_on_console
 from eain_jax.training import processes
 from eain_jax.training.loop import fit
@@ -33,7 +32,7 @@ cli.define_config(TrainConfig)
 def main() -> None:
   model_config = cli.model_config_from_flags(MODEL.value)
   config = cli.config_from_flags(TrainConfig)
-  dataset = processes.together(lambda: open_dataset(DATASET_DIR.value))
+  dataset = cli.open_together(DATASET_DIR.value)
   with contextlib.ExitStack() as stack:
     display = None
     if processes.is_first():

@@ -82,7 +82,7 @@ if [ -s run.pid ] && kill -0 \"\$(cat run.pid)\" 2>/dev/null; then
 echo \"tpu_pod: \$(hostname) is busy: process \$(cat run.pid) runs there\" >&2
 exit 1
 fi
-export PATH=\"\$PWD/.venv/bin:\$PATH\" EAIN_DISTRIBUTED=detect PYTHONUNBUFFERED=1
+export PATH=\"\$PWD/.venv/bin:\$PATH\" EAIN_DISTRIBUTED=detect EAIN_START_SECONDS=600 PYTHONUNBUFFERED=1
 (echo \$BASHPID >run.pid; exec $command)
 exit \$?"
 

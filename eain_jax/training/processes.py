@@ -6,10 +6,13 @@ JAX's own runtime does the work. Launchers say where it is in the environment:
       process 0 listens at host:port, and the others find it there
   EAIN_DISTRIBUTED=detect
       JAX finds the cluster by itself, as on TPU pods
+  EAIN_START_SECONDS
+      how long a process waits for the others to start; 50 where it is not set
 """
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -20,8 +23,7 @@ from jax.experimental import multihost_utils
 
 from eain_jax.errors import InputError
 
-# Together below a minute: whoever waits in vain is told within it.
-CONNECT_SECONDS, START_SECONDS = 20, 30
+START_SECONDS = 50
 HEARTBEAT_SECONDS = 60
 MAX_MESSAGE = 2_000
 _VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
@@ -81,14 +83,29 @@ def _wait_for(address: str, seconds: float) -> None:
       time.sleep(0.2)
 
 
-def join_cluster(environment: Mapping[str, str] = os.environ) -> bool:
+def _start_seconds(environment: Mapping[str, str]) -> int:
+  value = environment.get('EAIN_START_SECONDS') or str(START_SECONDS)
+  if not value.isdigit() or not int(value):
+    raise InputError(f'EAIN_START_SECONDS={value} is not a number of seconds')
+  return int(value)
+
+
+def join_cluster(
+  give_up: Callable[[str], None],
+  environment: Mapping[str, str] = os.environ,
+) -> bool:
   """Joins the cluster that the environment names; False where it names none.
 
   Call it before anything else of jax runs.
 
+  Args:
+    give_up: is told, on a thread of its own, that the other processes did not
+      come, and ends the process: JAX would end it with a stack of its own.
+    environment: where the cluster is named.
+
   Raises:
-    InputError: the variables contradict each other, or the other processes
-      do not come within a minute.
+    InputError: the variables contradict each other, or nobody listens at the
+      address.
   """
   detects = environment.get('EAIN_DISTRIBUTED', '')
   if detects not in ('', 'detect'):
@@ -96,35 +113,44 @@ def join_cluster(environment: Mapping[str, str] = os.environ) -> bool:
   cluster = _cluster(environment)
   if cluster is None and not detects:
     return False
-  # It would catch SIGTERM, and the process would not end.
-  jax.config.update('jax_enable_preemption_service', False)
-  times: dict[str, Any] = {
-    'initialization_timeout': START_SECONDS,
-    'heartbeat_timeout_seconds': HEARTBEAT_SECONDS,
-  }
-  try:
-    if cluster is None:
-      times['initialization_timeout'] = 10 * START_SECONDS
-      jax.distributed.initialize(**times)
-      return True
+  seconds = _start_seconds(environment)
+  begin = time.monotonic()
+  where = 'the cluster that JAX has found'
+  arguments: dict[str, Any] = {}
+  if cluster is not None:
     address, count, own = cluster
+    where = f'{address}, as process {own} of {count},'
+    arguments = {
+      'coordinator_address': address,
+      'num_processes': count,
+      'process_id': own,
+      'cluster_detection_method': 'deactivate',
+    }
     if own:
-      _wait_for(address, CONNECT_SECONDS)
+      _wait_for(address, seconds)
     else:
       _check_own_address(address)
+  sentence = (
+    f'not all processes met at {where} within {seconds} s: check that each of '
+    'them runs, and their number; EAIN_START_SECONDS waits longer'
+  )
+  left = max(1.0, seconds - (time.monotonic() - begin))
+  timer = threading.Timer(left, give_up, [sentence])
+  timer.daemon = True
+  timer.start()
+  # It would catch SIGTERM, and the process would not end.
+  jax.config.update('jax_enable_preemption_service', False)
+  try:
     jax.distributed.initialize(
-      address, count, own, cluster_detection_method='deactivate', **times
+      **arguments,
+      initialization_timeout=seconds + 60,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
     )
   except (RuntimeError, ValueError) as error:
     reason = str(error).strip().splitlines()[0][:200]
-    where = 'JAX found no cluster by itself'
-    if cluster is not None:
-      address, count, own = cluster
-      where = (
-        f'process {own} of {count} did not meet the others at {address} '
-        f'within {START_SECONDS} s'
-      )
-    raise InputError(f'{where}: {reason}') from error
+    raise InputError(f'joining {where} failed: {reason}') from error
+  finally:
+    timer.cancel()
   return True
 
 
