@@ -68,6 +68,8 @@ SLURM = {
 }
 STOPS_AND_SAVES = """
   def save(*_):
+    # The first to end has srun tell the others again.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.write(1, b'saved\\n')
     sys.exit(75)
 
