@@ -53,7 +53,7 @@ Batch = dict
 GROWTH = 1.25
 SIZE_MULTIPLE = 128
 # Of what a shard asks of one of many owners, which is little.
-CAPACITY_MULTIPLE = 8
+CAPACITY_MULTIPLE = 4
 
 
 def permute_index(index: np.ndarray, size: int, key: int) -> np.ndarray:
@@ -239,10 +239,10 @@ def _base_capacity(
 def capacity_for(mean: float) -> int:
   """C for shards that ask `mean` rows of each owner, rounded up.
 
-  Rows lie with their owners as if at random, and there are many pairs of shard
-  and owner, so the mean is passed by six standard deviations.
+  Rows lie with their owners as if at random, so their number is about Poisson:
+  less than one pair of shard and owner in a million asks for more.
   """
-  most = mean + 6 * np.sqrt(mean)
+  most = mean + 4.75 * np.sqrt(mean) + 3
   return int(np.ceil(most / CAPACITY_MULTIPLE)) * CAPACITY_MULTIPLE
 
 
