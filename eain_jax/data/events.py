@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import polars as pl
 
+from eain_jax.data.columns import row_blocks
 from eain_jax.data.lines import ReadOptions
 from eain_jax.errors import InputError
 
@@ -116,8 +117,8 @@ class RawEvents:
   context: Mapping[str, RawColumn] = dataclasses.field(default_factory=dict)
 
 
-def _sorted_codes(column: RawColumn) -> tuple[np.ndarray, pl.Series]:
-  """Codes into the sorted values, without those that no event has."""
+def _sort_values(column: RawColumn) -> pl.Series:
+  """The sorted values that an event has; codes are made to index into them."""
   # The last place is that of -1.
   used = np.zeros(len(column.values) + 1, bool)
   used[column.codes] = True
@@ -128,7 +129,9 @@ def _sorted_codes(column: RawColumn) -> tuple[np.ndarray, pl.Series]:
   order = pl.DataFrame({'value': values}).select(by_value)['value'].to_numpy()
   rank = np.full(len(column.values) + 1, -1, np.int32)
   rank[kept[order]] = np.arange(len(kept), dtype=np.int32)
-  return rank[column.codes], values.gather(order)
+  for rows in row_blocks(len(column.codes)):
+    column.codes[rows] = rank[column.codes[rows]]
+  return values.gather(order)
 
 
 def _canonical_order(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
@@ -142,7 +145,7 @@ def _canonical_order(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
   key <<= num_bits
   key |= timestamp - begin
   order = np.argsort(key)
-  run, place = _runs(key[order])
+  run, place = _runs(len(key), lambda rows: (key[order[rows]],))
   run <<= 32
   run |= order[place]
   run.sort()
@@ -150,17 +153,24 @@ def _canonical_order(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
   return order
 
 
-def _runs(*ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _runs(
+  num_rows: int, columns: Callable[[slice], tuple[np.ndarray, ...]]
+) -> tuple[np.ndarray, np.ndarray]:
   """Where columns stay as they are in the row before, all of them.
+
+  Args:
+    num_rows: their length.
+    columns: some rows of them.
 
   Returns:
     int64 [M], numbers of such runs of two rows or more, non-decreasing, and
     int64 [M], their places.
   """
-  same = np.ones(len(ordered[0]) + 1, bool)
+  same = np.ones(num_rows + 1, bool)
   same[[0, -1]] = False
-  for column in ordered:
-    same[1:-1] &= column[1:] == column[:-1]
+  for rows in row_blocks(num_rows - 1):
+    for column in columns(slice(rows.start, rows.stop + 1)):
+      same[rows.start + 1 : rows.stop + 1] &= column[1:] == column[:-1]
   place = np.flatnonzero(same[1:] | same[:-1])
   return np.cumsum(~same[place]), place
 
@@ -182,7 +192,7 @@ def _first_of_repeats(
   """
   kept = np.ones(len(order), bool)
   # Repeats stand within runs of user and timestamp.
-  run, place = _runs(user, timestamp)
+  run, place = _runs(len(order), lambda rows: (user[rows], timestamp[rows]))
   item = others[0][order[place]].astype(np.int64)
   key = np.sort(run << 32 | item)
   suspect = key[1:][key[1:] == key[:-1]] >> 32
@@ -220,7 +230,7 @@ def clean_events(
   first source row stays.
 
   Args:
-    raw: events in source order.
+    raw: events in source order; it is used up: its arrays become the log's.
     counts: 'lines' and 'rejected', at least.
     sources: where they came from.
     notes: what the user must see.
@@ -234,39 +244,45 @@ def clean_events(
   if not len(raw.timestamp):
     names = ', '.join(str(source['name']) for source in sources)
     raise InputError(f'{names}: not one event could be read')
-  user, users = _sorted_codes(raw.user)
-  item, items = _sorted_codes(raw.item)
+  user, users = raw.user.codes, _sort_values(raw.user)
+  item, items = raw.item.codes, _sort_values(raw.item)
   order = _canonical_order(user, raw.timestamp)
-  user, timestamp = user[order], raw.timestamp[order]
+
+  def take(column: np.ndarray) -> np.ndarray:
+    """The column in order, in its own place: a second one is much memory."""
+    column[: len(order)] = column[order]
+    return column[: len(order)]
+
+  user, timestamp = take(user), take(raw.timestamp)
   others = [item]
-  request = None
   if raw.request is not None:
-    request = raw.request.codes
-    others.append(request)
+    others.append(raw.request.codes)
   if raw.position is not None:
     others.append(raw.position)
   kept = _first_of_repeats(user, timestamp, order, others)
   num_repeated = len(kept) - int(np.sum(kept))
   if num_repeated:
     order, user, timestamp = order[kept], user[kept], timestamp[kept]
-  take = lambda column: None if column is None else column[order]
-  if request is not None:
-    request = _by_appearance(request[order])
+  del kept
+  take_given = lambda column: None if column is None else take(column)
+  request = None
+  if raw.request is not None:
+    request = _by_appearance(take(raw.request.codes))
   context = {}
   for name, column in raw.context.items():
-    codes, values = _sorted_codes(column)
-    context[name] = ContextColumn(codes[order], values)
+    values = _sort_values(column)
+    context[name] = ContextColumn(take(column.codes), values)
   return EventLog(
     user,
-    item[order],
+    take(item),
     timestamp,
     users.rename('user'),
     items.rename('item'),
     pl.DataFrame(),
-    take(raw.rating),
-    take(raw.label),
+    take_given(raw.rating),
+    take_given(raw.label),
     request,
-    take(raw.position),
+    take_given(raw.position),
     context,
     {
       **counts,
@@ -298,7 +314,14 @@ def k_core(log: EventLog, k: int) -> EventLog:
     kept &= ~drop
   if not kept.any():
     raise InputError(f'no user and item have {k} events: lower --k_core')
-  left = lambda codes, values: _sorted_codes(RawColumn(codes[kept], values))
+
+  def left(
+    codes: np.ndarray, values: pl.Series
+  ) -> tuple[np.ndarray, pl.Series]:
+    column = RawColumn(codes[kept], values)
+    values = _sort_values(column)
+    return column.codes, values
+
   take = lambda column: None if column is None else column[kept]
   user, users = left(log.user, log.users)
   item, items = left(log.item, log.items)

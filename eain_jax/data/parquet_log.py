@@ -146,15 +146,18 @@ class ParquetFile:
       for column in self.partition.keys() & set(inside):
         self._check_partition(first, frame[column], self.partition[column])
       size = min(ROWS_AT_ONCE, self.lines - first)
+      given = {
+        column: pl.Series(
+          column, [self.partition.get(column)], dtype=pl.String
+        ).new_from_index(0, size)
+        for column in columns
+        if column not in inside
+      }
       yield (
         first,
         pl.DataFrame(
           [
-            frame[column]
-            if column in inside
-            else pl.repeat(
-              self.partition.get(column), size, dtype=pl.String, eager=True
-            ).alias(column)
+            given[column] if column in given else frame[column]
             for column in columns
           ]
         ),
@@ -573,6 +576,29 @@ _DTYPES = {
 }
 
 
+def _batches(
+  files: Sequence[ParquetFile], columns: Sequence[str]
+) -> Iterator[tuple[ParquetFile, pl.DataFrame]]:
+  """The rows of all files, small slices of like types together.
+
+  Polars takes a millisecond for what it does with a column of any length, and
+  engines write files of a few rows by the thousand.
+  """
+  first, waiting, size = files[0], [], 0
+  for file in files:
+    for _, frame in file.slices(columns):
+      is_like = not waiting or frame.schema == waiting[0].schema
+      if not is_like or size + frame.height > ROWS_AT_ONCE:
+        yield first, pl.concat(waiting)
+        waiting, size = [], 0
+      if not waiting:
+        first = file
+      waiting.append(frame)
+      size += frame.height
+  if waiting:
+    yield first, pl.concat(waiting)
+
+
 def read_parquet(
   path: str, files: Sequence[ParquetFile], columns: Mapping[str, str]
 ) -> tuple[RawEvents, list[Reader], list[dict[str, Any]], list[str]]:
@@ -611,24 +637,23 @@ def read_parquet(
     rows[refused] = np.minimum(rows[refused], number_of[name])
 
   begin = 0
-  for file in files:
-    for first, frame in file.slices(list(dict.fromkeys(columns.values()))):
-      rows = slice(begin + first, begin + first + frame.height)
-      refused = reason_of_row[rows]
-      for name, column in columns.items():
-        series = frame[column]
-        if name in codes:
-          made, values = _codes(file.path, series)
-          codes[name].append(made, values)
-          if name not in context:
-            refuse(refused, made < 0, name)
-        elif name == 'timestamp':
-          numbers[name][rows] = _times(file.path, series)
-          refuse(refused, numbers[name][rows] == NO_TIME, name)
-        else:
-          numbers[name][rows], bad = _numbers(file.path, name, series)
-          refuse(refused, bad, name)
-    begin += file.lines
+  for file, frame in _batches(files, list(dict.fromkeys(columns.values()))):
+    rows = slice(begin, begin + frame.height)
+    begin += frame.height
+    refused = reason_of_row[rows]
+    for name, column in columns.items():
+      series = frame[column]
+      if name in codes:
+        made, values = _codes(file.path, series)
+        codes[name].append(made, values)
+        if name not in context:
+          refuse(refused, made < 0, name)
+      elif name == 'timestamp':
+        numbers[name][rows] = _times(file.path, series)
+        refuse(refused, numbers[name][rows] == NO_TIME, name)
+      else:
+        numbers[name][rows], bad = _numbers(file.path, name, series)
+        refuse(refused, bad, name)
   unit, odd = _to_seconds(numbers['timestamp'])
   refuse(reason_of_row, odd, 'unit')
   texts = [*reasons.values()]

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eain_jax.data import columns
 from eain_jax.data.events import (
   Codes,
   RawColumn,
@@ -289,3 +290,25 @@ def test_rejected_table_is_in_order_of_lines():
     'text': pl.String,
   }
   assert rejected_table([]).schema == table.schema
+
+
+@pytest.mark.parametrize('rows_at_once', [1, 2, 7])
+def test_the_order_does_not_depend_on_blocks(monkeypatch, rows_at_once):
+  rng = np.random.default_rng(0)
+  rows = [
+    (f'u{user}', f'i{item}', time, row, f'r{row % 2}', 0, 'd')
+    for row, (user, item, time) in enumerate(rng.integers(0, 4, (200, 3)))
+  ]
+  monkeypatch.setattr(columns, 'BLOCK_ROWS', rows_at_once)
+  log = clean(rows, ratings=True, requests=True)
+  seen, expected = set(), []
+  # By user and time, rows of the source in their order, the first of repeats.
+  for user, item, time, row, request, *_ in sorted(
+    rows, key=lambda row: (row[0], row[2], row[3])
+  ):
+    if (user, item, time, request) not in seen:
+      expected.append(row)
+    seen.add((user, item, time, request))
+  assert log.rating is not None
+  assert log.rating.tolist() == expected
+  assert log.counts['duplicates'] == 200 - len(expected) > 0
