@@ -467,15 +467,9 @@ class TrainConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchmarkConfig(Settings):
-  """What is measured, and for how long."""
+class TimingConfig(Settings):
+  """How long steps are timed."""
 
-  model: tuple[str, ...] = setting(
-    ('din',), 'Models: lr, mf, dnn, din, deepfm, eain.'
-  )
-  modes: tuple[str, ...] = setting(
-    ('train', 'score'), 'train: the training step. score: scoring alone.'
-  )
   steps: int = setting(
     40,
     'Timed calls, of each kind: a step, or many with --data_placement=device.',
@@ -490,6 +484,25 @@ class BenchmarkConfig(Settings):
   )
   threads: int = setting(
     0, 'CPU cores that the process may use (Linux); 0: all.', at_least=0
+  )
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.repeats > self.steps:
+      raise InputError(
+        f'repeats={self.repeats} windows need as many steps, steps={self.steps}'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig(TimingConfig):
+  """What is measured, and for how long."""
+
+  model: tuple[str, ...] = setting(
+    ('din',), 'Models: lr, mf, dnn, din, deepfm, eain.'
+  )
+  modes: tuple[str, ...] = setting(
+    ('train', 'score'), 'train: the training step. score: scoring alone.'
   )
   sweep: str = setting(
     'none',
@@ -528,9 +541,47 @@ class BenchmarkConfig(Settings):
           raise InputError(f'{name}={value} is unknown: {", ".join(known)}')
     if self.modes and not self.model:
       raise InputError('model= names no model')
-    if self.repeats > self.steps:
-      raise InputError(
-        f'repeats={self.repeats} windows need as many steps, steps={self.steps}'
-      )
     if self.sweep_values and self.sweep == 'none':
       raise InputError('sweep_values needs sweep=items or sweep=batch_size')
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalingConfig(TimingConfig):
+  """How training scales over devices."""
+
+  model: str = setting('din', 'The model.', choices=tuple(MODEL_CONFIGS))
+  devices: tuple[int, ...] = setting(
+    (1, 2, 4, 8),
+    'Numbers of devices; 1, to which the others are compared, is added. A CPU '
+    'is cut into as many virtual devices as the largest.',
+    at_least=1,
+  )
+  scaling: tuple[str, ...] = setting(
+    ('strong', 'weak'),
+    'strong: --batch_size examples a step over all devices. weak: so many on '
+    'each device.',
+  )
+  parallelism: str = setting(
+    'mesh',
+    'Of more devices than one. mesh: embedding tables cut over all devices by '
+    'rows, the rest replicated. pmap: parameters replicated on all devices.',
+    choices=('mesh', 'pmap'),
+  )
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not self.devices or not self.scaling:
+      raise InputError('devices= or scaling= leaves nothing to measure')
+    for name in ('devices', 'scaling'):
+      values = getattr(self, name)
+      if len(set(values)) < len(values):
+        listed = ','.join(str(value) for value in values)
+        raise InputError(f'{name}={listed} names a value twice')
+    for value in self.scaling:
+      if value not in ('strong', 'weak'):
+        raise InputError(f'scaling={value} is unknown: strong, weak')
+
+  @property
+  def counts(self) -> tuple[int, ...]:
+    """Numbers of devices, ascending, 1 among them."""
+    return tuple(sorted({1, *self.devices}))

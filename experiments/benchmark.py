@@ -21,7 +21,7 @@ from eain_jax.config import BenchmarkConfig, TrainConfig, WorkloadConfig
 from eain_jax.data.dataset import open_dataset, refuse_existing
 from eain_jax.errors import InputError
 from eain_jax.reporting import benchmark as reporting
-from experiments import cli
+from experiments import cli, step_flags
 
 OUTPUT_DIR = flags.DEFINE_string(
   'output_dir', None, 'Folder of benchmark.json and its plots.', required=True
@@ -30,33 +30,7 @@ DATASET_DIR = flags.DEFINE_string(
   'dataset_dir', None, 'A prepared dataset; unset: the synthetic workload.'
 )
 cli.define_config(BenchmarkConfig)
-cli.define_config(WorkloadConfig)
-cli.define_config(
-  TrainConfig,
-  shared=('seed',),
-  # What acts on whole runs alone is no flag here.
-  without=(
-    'epochs',
-    'early_stopping',
-    'plateau_factor',
-    'plateau_patience',
-    'valid_negatives',
-    'log_every',
-    'save_every',
-  ),
-  batch_size=4096,
-  clip_norm=0.0,
-)
-# The workload that other libraries are measured on.
-cli.define_models(
-  embedding_dim=16,
-  mlp=(200, 80),
-  attention=(80, 40),
-  attention_softmax=False,
-  use_user=True,
-  dropout=0.0,
-  table_l2=0.0,
-)
+step_flags.define()
 
 
 def plan_from_flags() -> Plan:

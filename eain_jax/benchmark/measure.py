@@ -17,7 +17,7 @@ from eain_jax.benchmark import host
 from eain_jax.benchmark.compilations import CompilationCounter
 from eain_jax.benchmark.program import matmul_flops, xla_counts
 from eain_jax.benchmark.subject import Subject, signature
-from eain_jax.config import BenchmarkConfig
+from eain_jax.config import TimingConfig
 from eain_jax.data.batches import prefetch
 from eain_jax.training.memory import release_freed_memory
 
@@ -26,7 +26,7 @@ from eain_jax.training.memory import release_freed_memory
 DRAIN_STEPS = 8
 
 
-def num_fed_steps(config: BenchmarkConfig) -> tuple[int, int]:
+def num_fed_steps(config: TimingConfig) -> tuple[int, int]:
   """Untimed fed steps, and all of them."""
   untimed = max(config.warmup, DRAIN_STEPS)
   return untimed, untimed + config.steps
@@ -96,7 +96,7 @@ class Batches:
     examples_per_second: of assembling a batch, the median.
   """
 
-  def __init__(self, subject: Subject, config: BenchmarkConfig):
+  def __init__(self, subject: Subject, config: TimingConfig):
     first, self.by_signature, speed = [], {}, []
     times: collections.Counter = collections.Counter()
     for number in range(max(config.batches, num_fed_steps(config)[1])):
@@ -123,8 +123,11 @@ def compile_all(subject: Subject, batches: Batches) -> dict[str, Any]:
   with CompilationCounter() as counter:
     start = time.perf_counter()
     for batch in batches.by_signature.values():
-      subject.run_to_end(batch)
+      subject.run_to_end(subject.feed(batch))
     seconds = time.perf_counter() - start
+  # To pmap a batch that is there already is another program.
+  for batch in batches.by_signature.values():
+    subject.run_to_end(subject.place(batch))
   release_freed_memory()
   return {'compile_s': seconds, 'compilations': counter.count}
 
@@ -139,7 +142,8 @@ def describe_program(
   Returns:
     see `xla_counts`, with `matmul_flops` of a step; and the optimised HLO.
   """
-  arguments = subject.arguments(batches.by_signature[batches.commonest])
+  batch = subject.place(batches.by_signature[batches.commonest])
+  arguments = subject.arguments(batch)
   static = tuple(n for n, x in enumerate(arguments) if isinstance(x, int))
   flops = matmul_flops(subject.step, *arguments, static_argnums=static)
   compiled = subject.step.lower(*arguments).compile()
@@ -151,7 +155,7 @@ def describe_program(
 
 
 def measure_step(
-  subject: Subject, batches: Batches, config: BenchmarkConfig
+  subject: Subject, batches: Batches, config: TimingConfig
 ) -> dict[str, Any]:
   """Steps alone: see `summarize`, with `cpu_ms`, `others_cpu`, compilations."""
   placed = batches.placed
@@ -178,7 +182,7 @@ def _is_ready(outputs: Any) -> bool:
 
 
 def measure_end_to_end(
-  subject: Subject, config: BenchmarkConfig
+  subject: Subject, config: TimingConfig
 ) -> dict[str, Any]:
   """Steps fed by the input pipeline.
 
@@ -190,7 +194,7 @@ def measure_end_to_end(
   untimed, total = num_fed_steps(config)
   source = prefetch(subject.batch, range(total))
   for _ in range(untimed):
-    outputs = subject.run(next(source))
+    outputs = subject.run(subject.feed(next(source)))
   jax.block_until_ready(outputs)
   waited, finished = 0.0, []
   with CompilationCounter() as counter, _Clock() as clock:
@@ -201,7 +205,7 @@ def measure_end_to_end(
       batch = next(source)
       if previous is None or _is_ready(previous):
         waited += time.perf_counter() - start
-      outputs = subject.run(batch)
+      outputs = subject.run(subject.feed(batch))
       if batch_number:
         jax.block_until_ready(previous)
         finished.append(time.perf_counter())

@@ -4,13 +4,14 @@ import dataclasses
 
 import jax
 
+from eain_jax.benchmark.subject import config_of_mode
 from eain_jax.config import ModelConfig, TrainConfig, WorkloadConfig
 from eain_jax.data.dataset import Dataset
 from eain_jax.data.features import NUM_RESERVED
 from eain_jax.data.workload import make_workload
 from eain_jax.errors import InputError
 from eain_jax.training.device_memory import available_bytes
-from eain_jax.training.setup import set_up
+from eain_jax.training.setup import choose_placement, set_up
 
 
 def state_bytes(
@@ -20,20 +21,20 @@ def state_bytes(
   config: TrainConfig,
   mode: str,
 ) -> tuple[int, int]:
-  """Parameters of a model, and the bytes of its state on one device.
+  """Parameters of a model, and the bytes of its state on each device.
 
   The state holds the parameters and the optimizer's, such as two moments a
   parameter; dense training makes a gradient and an update beside it, each as
   large as the parameters.
   """
-  setup = set_up(dataset, model_name, model_config, config)
-  state, config = setup.state_shapes, setup.config
-  size = lambda tree: sum(
-    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+  setup = set_up(
+    dataset, model_name, model_config, config_of_mode(config, mode)
   )
+  state, config = setup.state_shapes, setup.config
+  size = setup.placement.bytes_a_device
   # A dense update has a gradient and an update of every parameter.
   is_dense = mode == 'train' and config.table_update == 'dense'
-  temporary = 2 * size(state.params) if is_dense else 0
+  temporary = 2 * size({'params': state.params}) if is_dense else 0
   return setup.num_parameters, size(state) + temporary
 
 
@@ -69,14 +70,16 @@ def check_memory(
 ) -> None:
   """Raises InputError, with both numbers, where a state cannot fit.
 
-  `makes_data`: a workload of that many items will be made beside it.
+  `makes_data`: a workload of that many items will be made beside it. The
+  devices of a CPU share its memory.
   """
   parameters, needed = state_bytes(
     dataset, model_name, model_config, config, mode
   )
   items = next(f.num_rows for f in dataset.features if f.name == 'item')
   if jax.local_devices()[0].platform == 'cpu':
-    needed *= HEAP_FACTOR
+    placement = choose_placement(dataset, config_of_mode(config, mode))
+    needed *= placement.num_shards * HEAP_FACTOR
     needed += WORKLOAD_BYTES * items * makes_data
   available = available_bytes()
   if available is not None and needed > available:

@@ -23,6 +23,20 @@ def signature(batch: Any) -> Signature:
   )
 
 
+def config_of_mode(config: TrainConfig, mode: str) -> TrainConfig:
+  """Scoring runs on one device, as an evaluation of one model does."""
+  if mode != 'score':
+    return config
+  # Scores are read from whole tables, so nothing is planned.
+  return dataclasses.replace(
+    config,
+    parallelism='none',
+    num_devices=0,
+    data_placement='host',
+    table_update='dense',
+  )
+
+
 class Subject:
   """A call of the devices that can be made again and again.
 
@@ -53,20 +67,12 @@ class Subject:
       model_name: of `models.MODELS`.
       model_config: its settings.
       config: how it is trained.
-      mode: 'train', or 'score', which runs on one device as an evaluation
-        does.
+      mode: 'train' or 'score'; see `config_of_mode`.
 
     Raises:
       InputError: the batch does not suit the devices.
     """
-    if mode == 'score':
-      # Scores are read from whole tables, so nothing is planned.
-      config = dataclasses.replace(
-        config,
-        parallelism='none',
-        data_placement='host',
-        table_update='dense',
-      )
+    config = config_of_mode(config, mode)
     setup = set_up(dataset, model_name, model_config, config)
     self.config, self.stream = setup.config, setup.stream
     self._runner, self.steps_a_call = setup.device_runner, 1
@@ -117,6 +123,10 @@ class Subject:
   def run_to_end(self, batch: Any) -> None:
     """Runs a step and waits for all that it returns."""
     jax.block_until_ready((self.run(batch), self._state))
+
+  def feed(self, batch: Any) -> Any:
+    """The batch as a run hands it over, from the host."""
+    return self._placement.place_batch(batch)
 
   def place(self, batch: Any) -> Any:
     """The batch on the devices, where the step will look for it."""

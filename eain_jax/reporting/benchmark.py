@@ -27,7 +27,7 @@ _LAST_LINE = (
 )
 
 
-def _number(value: float | None) -> str:
+def short_number(value: float | None) -> str:
   """Three significant digits; millions as such, so that a row fits."""
   if value is None or math.isnan(value):
     return document.ABSENT
@@ -38,11 +38,11 @@ def _number(value: float | None) -> str:
   return f'{value:.3g}'
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
   return document.ABSENT if share is None else f'{100 * share:.1f} %'
 
 
-def _table(title: str, columns: tuple[str, ...], num_text: int) -> Table:
+def plain_table(title: str, columns: tuple[str, ...], num_text: int) -> Table:
   table = Table(
     title=title,
     title_justify='left',
@@ -71,7 +71,7 @@ def varied_key(result: Mapping[str, Any]) -> str:
 
 def _speed_table(result: Mapping[str, Any]) -> Table:
   varied = varied_key(result)
-  table = _table(
+  table = plain_table(
     f'Speed ({result["device_kind"]}, {result["threads"]} core(s))',
     (
       'model',
@@ -93,20 +93,20 @@ def _speed_table(result: Mapping[str, Any]) -> Table:
       row['model'],
       row['mode'],
       whole_number(row[varied]),
-      _number(row['ex_s']),
-      _number(row['step_ms']),
-      f'{_number(row["step_ms_q1"])}-{_number(row["step_ms_q3"])}',
-      _number(row['cpu_ms']),
-      _number(fed['ex_s']),
-      _percent(fed['input_wait_share']),
-      _number(row['peak_rss_mb']),
+      short_number(row['ex_s']),
+      short_number(row['step_ms']),
+      f'{short_number(row["step_ms_q1"])}-{short_number(row["step_ms_q3"])}',
+      short_number(row['cpu_ms']),
+      short_number(fed['ex_s']),
+      percent(fed['input_wait_share']),
+      short_number(row['peak_rss_mb']),
     )
   return table
 
 
 def _program_table(result: Mapping[str, Any]) -> Table:
   varied = varied_key(result)
-  table = _table(
+  table = plain_table(
     'Program',
     (
       'model',
@@ -129,15 +129,32 @@ def _program_table(result: Mapping[str, Any]) -> Table:
       row['model'],
       row['mode'],
       whole_number(row[varied]),
-      _number(row['parameters']),
-      _number(row['compile_s']),
-      _number(giga(program['matmul_flops'])),
-      _percent(row['share_of_matmul_ceiling']),
-      _number(giga(program['bytes_accessed'])),
-      _percent(row['share_of_memory_ceiling']),
-      _number(row['input_examples_per_second']),
+      short_number(row['parameters']),
+      short_number(row['compile_s']),
+      short_number(giga(program['matmul_flops'])),
+      percent(row['share_of_matmul_ceiling']),
+      short_number(giga(program['bytes_accessed'])),
+      percent(row['share_of_memory_ceiling']),
+      short_number(row['input_examples_per_second']),
     )
   return table
+
+
+def warnings_of(row: Mapping[str, Any], title: str) -> list[str]:
+  """What spoiled a row's figures, if anything did."""
+  warnings = []
+  late = row['timed_compilations'] + row['end_to_end']['timed_compilations']
+  if late:
+    warnings.append(
+      f'{title}: {late} program(s) were compiled while time was taken: its '
+      'figures are too slow.'
+    )
+  if (row['others_cpu'] or 0) > 0.15:
+    warnings.append(
+      f'{title}: other processes kept {row["others_cpu"]:.2f} core(s) busy: '
+      'trust CPU time more than wall time.'
+    )
+  return warnings
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
@@ -145,25 +162,14 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
   ceilings = result['ceilings']
   if ceilings:
     products = ', '.join(
-      f'{_number(value / 1e9)} GFLOP/s ({name.removeprefix("matmul_")})'
+      f'{short_number(value / 1e9)} GFLOP/s ({name.removeprefix("matmul_")})'
       for name, value in ceilings.items()
       if name != 'memory'
     )
-    memory = _number(ceilings['memory'] / 1e9)
+    memory = short_number(ceilings['memory'] / 1e9)
     notes.append(f'Ceilings, measured here: {products}, {memory} GB/s.')
   for row in result['rows']:
-    title = f'{row["model"]} {row["mode"]}'
-    late = row['timed_compilations'] + row['end_to_end']['timed_compilations']
-    if late:
-      notes.append(
-        f'{title}: {late} program(s) were compiled while time was taken: its '
-        'figures are too slow.'
-      )
-    if (row['others_cpu'] or 0) > 0.15:
-      notes.append(
-        f'{title}: other processes kept {row["others_cpu"]:.2f} core(s) busy: '
-        'trust CPU time more than wall time.'
-      )
+    notes += warnings_of(row, f'{row["model"]} {row["mode"]}')
   for skipped in result['skipped']:
     notes.append(f'Left out: {skipped["reason"]}.')
   return notes
@@ -177,7 +183,7 @@ def _origin(scope: str) -> str:
 
 
 def _operations_table(row: Mapping[str, Any]) -> Table:
-  table = _table(
+  table = plain_table(
     f'Top operations, {row["model"]} {row["mode"]}',
     ('operation', 'from', 'ms a step', 'share'),
     2,
@@ -188,26 +194,26 @@ def _operations_table(row: Mapping[str, Any]) -> Table:
     table.add_row(
       Text(operation['name']),
       Text(_origin(operation['scope'])),
-      _number(operation['ms']),
-      _percent(operation['share']),
+      short_number(operation['ms']),
+      percent(operation['share']),
     )
   return table
 
 
 def _preparation_table(values: Mapping[str, Any]) -> Table:
-  table = _table(
+  table = plain_table(
     'Preparation',
     ('reviews', 'MB', 'wall s', 'CPU s', 'reviews/s', 'MB/s', 'RSS MB'),
     0,
   )
   table.add_row(
     f'{values["lines"]:,}',
-    _number(values['megabytes']),
-    _number(values['wall_s']),
-    _number(values['cpu_s']),
-    _number(values['reviews_per_second']),
-    _number(values['megabytes_per_second']),
-    _number(values['peak_rss_mb']),
+    short_number(values['megabytes']),
+    short_number(values['wall_s']),
+    short_number(values['cpu_s']),
+    short_number(values['reviews_per_second']),
+    short_number(values['megabytes_per_second']),
+    short_number(values['peak_rss_mb']),
   )
   return table
 

@@ -1,0 +1,136 @@
+"""The picture of a measurement of scaling: speed against devices."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from eain_jax.reporting import plots
+from eain_jax.reporting.benchmark import percent, whole_number
+from eain_jax.reporting.claims import NAMES
+
+_TITLES = {'strong': 'Strong scaling', 'weak': 'Weak scaling'}
+_IDEAL, _BOUND = '#5c6675', '#D55E00'
+
+
+def _draw_bounds(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+  """What n devices would do at best, from the speed of one."""
+  alone = rows[0]['ex_s']
+  devices = [row['devices'] for row in rows]
+  axes.plot(
+    devices,
+    [alone * n for n in devices],
+    color=_IDEAL,
+    lw=1.3,
+    ls='--',
+    label='n times one device',
+  )
+  cores = rows[0]['cores']
+  if cores is None or devices[-1] <= cores:
+    return
+  # The bend lies at the number of cores, be it measured or not.
+  bends = sorted({*devices, cores})
+  axes.plot(
+    bends,
+    [alone * min(n, cores) for n in bends],
+    color=_BOUND,
+    lw=1.3,
+    ls=':',
+    label=f'bound by {cores} core(s)',
+  )
+
+
+def _draw_rows(
+  axes: Axes, rows: Sequence[Mapping[str, Any]], model: str
+) -> None:
+  """Speed with the band of its windows, and each row's efficiency."""
+  devices = [row['devices'] for row in rows]
+  color, marker = plots.style_of(model)
+  axes.fill_between(
+    devices,
+    [row['ex_s_min'] for row in rows],
+    [row['ex_s_max'] for row in rows],
+    color=color,
+    alpha=0.15,
+    lw=0,
+  )
+  axes.plot(
+    devices,
+    [row['ex_s'] for row in rows],
+    color=color,
+    marker=marker,
+    ms=6,
+    mec='white',
+    mew=0.6,
+    lw=1.8,
+    label=f'{NAMES.get(model, model)}, measured, with its efficiency',
+  )
+  for row in rows:
+    if row['efficiency'] is not None:
+      axes.annotate(
+        percent(row['efficiency']).replace('.0 %', ' %'),
+        (row['devices'], row['ex_s']),
+        xytext=(0, -15),
+        textcoords='offset points',
+        ha='center',
+        fontsize=9,
+        color=color,
+      )
+
+
+def scaling_figure(result: Mapping[str, Any]) -> Figure:
+  """Examples per second against devices, a panel for strong and for weak.
+
+  The band is from the slowest to the fastest window of steps.
+  """
+  kinds = list(dict.fromkeys(row['scaling'] for row in result['rows']))
+  model = result['settings']['scaling']['model']
+  parallelism = result['settings']['scaling']['parallelism']
+  figure = Figure(
+    figsize=(5.6 * len(kinds), 4.6),
+    facecolor='white',
+    layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12),
+  )
+  # One scale for both: they start from the same row.
+  panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+  for axes, kind in zip(panels, kinds, strict=True):
+    rows = [row for row in result['rows'] if row['scaling'] == kind]
+    batch = whole_number(result['settings']['train']['batch_size'])
+    of = 'a step' if kind == 'strong' else 'a device'
+    plots.style_axes(
+      axes, _TITLES[kind], 'examples/s', f'{batch} examples {of}; {parallelism}'
+    )
+    if rows[0]['devices'] == 1:
+      _draw_bounds(axes, rows)
+    _draw_rows(axes, rows, model)
+    axes.set_xscale('log', base=2)
+    axes.set_yscale('log')
+    axes.margins(x=0.08, y=0.12)
+    axes.set_xticks([row['devices'] for row in rows])
+    axes.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(
+      FuncFormatter(lambda value, _: whole_number(value))
+    )
+    axes.tick_params(labelleft=True)
+    virtual = 'virtual ' if rows[0]['cores'] is not None else ''
+    axes.set_xlabel(f'{virtual}devices', fontsize=9.5)
+  figure.legend(
+    *panels[0].get_legend_handles_labels(),
+    loc='outside upper center',
+    ncols=3,
+    frameon=False,
+    fontsize=9.5,
+  )
+  return figure
+
+
+def plot_scaling(result: Mapping[str, Any], path: Path) -> None:
+  """Writes `scaling_figure` as a PNG."""
+  plots.save_figure(scaling_figure(result), path)

@@ -1,0 +1,93 @@
+"""How training scales over devices: strong and weak scaling, measured.
+
+  python -m experiments.scaling --output_dir=OUT [--devices=1,2,4,8]
+      [--parallelism=mesh|pmap] [--model=din] [--batch_size=N] [--items=N] [...]
+
+On a CPU the devices are virtual and share its cores. The last line of its
+output is a JSON object of the last row, for paired runners.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import rich
+from absl import flags
+
+from eain_jax.artifacts import write_json
+from eain_jax.benchmark import host
+from eain_jax.benchmark.scaling import (
+  ScalingPlan,
+  make_virtual_devices,
+  run_scaling,
+)
+from eain_jax.config import ScalingConfig, TrainConfig, WorkloadConfig
+from eain_jax.data.dataset import refuse_existing
+from eain_jax.errors import InputError
+from eain_jax.reporting import scaling as reporting
+from eain_jax.reporting.benchmark import BenchmarkDisplay
+from experiments import cli, step_flags
+
+OUTPUT_DIR = flags.DEFINE_string(
+  'output_dir', None, 'Folder of scaling.json and scaling.png.', required=True
+)
+cli.define_config(ScalingConfig)
+# --parallelism is that of ScalingConfig, and rows differ in their devices;
+# data that lies on the device is for one device alone.
+step_flags.define(without=('parallelism', 'num_devices', 'data_placement'))
+
+
+def plan_from_flags() -> ScalingPlan:
+  """What the flags ask for.
+
+  Raises:
+    FlagError: they contradict each other.
+  """
+  try:
+    config = cli.config_from_flags(ScalingConfig)
+    workload = cli.config_from_flags(WorkloadConfig)
+    train = cli.config_from_flags(TrainConfig)
+    if not train.batch_size:
+      raise InputError('--batch_size=0: name the batch that is to be compared')
+    host.limit_cores(config.threads)
+  except InputError as error:
+    raise cli.FlagError(str(error)) from error
+  return ScalingPlan(
+    config, workload, cli.model_config_from_flags(config.model), train
+  )
+
+
+def measure(output_dir: Path) -> None:
+  """Times the steps on the devices that are here."""
+  plan = plan_from_flags()
+  refuse_existing(output_dir)
+  make_virtual_devices(plan.config.counts[-1])
+  # Seconds of compilation are those of a machine that has not seen the step.
+  jax.config.update('jax_enable_compilation_cache', False)
+  file = output_dir / 'scaling.json'
+
+  def save(values) -> None:
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(file, values)
+
+  with BenchmarkDisplay() as display:
+    result = run_scaling(plan, display, save)
+  save(result)
+  for block in reporting.scaling_on_console(result):
+    rich.print(block)
+  # Here, for matplotlib takes memory that would count as a row's.
+  from eain_jax.reporting.scaling_plot import plot_scaling
+
+  picture = output_dir / 'scaling.png'
+  plot_scaling(result, picture)
+  print(f'picture: {picture}')
+  print(f'report: {file}')
+  print(json.dumps(reporting.last_line(result)))
+
+
+def main() -> None:
+  measure(Path(OUTPUT_DIR.value))
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,39 @@
+"""The flags of binaries that time single steps: data, training, models."""
+
+from collections.abc import Sequence
+
+from eain_jax.config import TrainConfig, WorkloadConfig
+from experiments import cli
+
+# What acts on whole runs alone is no flag where steps are timed.
+_OF_WHOLE_RUNS = (
+  'epochs',
+  'early_stopping',
+  'plateau_factor',
+  'plateau_patience',
+  'valid_negatives',
+  'log_every',
+  'save_every',
+)
+
+
+def define(without: Sequence[str] = ()) -> None:
+  """Defines them, but for those of the training that `without` names."""
+  cli.define_config(WorkloadConfig)
+  cli.define_config(
+    TrainConfig,
+    shared=('seed',),
+    without=(*_OF_WHOLE_RUNS, *without),
+    batch_size=4096,
+    clip_norm=0.0,
+  )
+  # The workload that other libraries are measured on.
+  cli.define_models(
+    embedding_dim=16,
+    mlp=(200, 80),
+    attention=(80, 40),
+    attention_softmax=False,
+    use_user=True,
+    dropout=0.0,
+    table_l2=0.0,
+  )
