@@ -567,6 +567,12 @@ class ScalingConfig(TimingConfig):
     'rows, the rest replicated. pmap: parameters replicated on all devices.',
     choices=('mesh', 'pmap'),
   )
+  topology: str = setting(
+    '',
+    'A slice of TPUs, such as v5e:16x16, v6e:8x8, v4:4x4x8 or v5p:8x8x8: the '
+    'step is compiled for it here, where no TPU is needed, and predicted; '
+    "nothing is measured. Needs pip install -e '.[tpu]'.",
+  )
 
   def __post_init__(self):
     super().__post_init__()

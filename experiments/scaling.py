@@ -1,10 +1,13 @@
-"""How training scales over devices: strong and weak scaling, measured.
+"""How training scales over devices: measured here, or predicted for TPUs.
 
   python -m experiments.scaling --output_dir=OUT [--devices=1,2,4,8]
       [--parallelism=mesh|pmap] [--model=din] [--batch_size=N] [--items=N] [...]
+  python -m experiments.scaling --output_dir=OUT --topology=v5e:16x16
+      [--items=N] [--embedding_dim=N] [--batch_size=N] [...]
 
-On a CPU the devices are virtual and share its cores. The last line of its
-output is a JSON object of the last row, for paired runners.
+On a CPU the devices are virtual and share its cores. With --topology the step
+is compiled for a slice of TPUs that need not be there, and nothing is run. The
+last line of its output is a JSON object of the last row, for paired runners.
 """
 
 import json
@@ -21,15 +24,20 @@ from eain_jax.benchmark.scaling import (
   make_virtual_devices,
   run_scaling,
 )
+from eain_jax.benchmark.topology import Job, predict_topology
 from eain_jax.config import ScalingConfig, TrainConfig, WorkloadConfig
 from eain_jax.data.dataset import refuse_existing
 from eain_jax.errors import InputError
+from eain_jax.reporting import prediction
 from eain_jax.reporting import scaling as reporting
 from eain_jax.reporting.benchmark import BenchmarkDisplay
 from experiments import cli, step_flags
 
 OUTPUT_DIR = flags.DEFINE_string(
-  'output_dir', None, 'Folder of scaling.json and scaling.png.', required=True
+  'output_dir',
+  None,
+  'Folder of scaling.json and scaling.png, or topology.json and .png.',
+  required=True,
 )
 cli.define_config(ScalingConfig)
 # --parallelism is that of ScalingConfig, and rows differ in their devices;
@@ -85,8 +93,32 @@ def measure(output_dir: Path) -> None:
   print(json.dumps(reporting.last_line(result)))
 
 
+def predict(output_dir: Path) -> None:
+  """Compiles the step for a slice of TPUs and predicts its time."""
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_enable_compilation_cache', False)
+  plan = plan_from_flags()
+  for name in ('devices', 'scaling', 'parallelism'):
+    if cli.FLAGS[name].present:
+      raise cli.FlagError(f'--{name} goes without --topology')
+  refuse_existing(output_dir)
+  job = Job(plan.workload, plan.config.model, plan.model, plan.train)
+  with BenchmarkDisplay() as display:
+    result = predict_topology(job, plan.config.topology, display)
+  output_dir.mkdir(parents=True, exist_ok=True)
+  file, picture = output_dir / 'topology.json', output_dir / 'topology.png'
+  write_json(file, result)
+  for block in prediction.prediction_on_console(result):
+    rich.print(block)
+  prediction.plot_prediction(result, picture)
+  print(f'picture: {picture}')
+  print(f'report: {file}')
+  print(json.dumps(result['prediction']))
+
+
 def main() -> None:
-  measure(Path(OUTPUT_DIR.value))
+  act = predict if cli.FLAGS.topology else measure
+  act(Path(OUTPUT_DIR.value))
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ import numpy as np
 
 import eain_jax
 from eain_jax.benchmark import host
+from eain_jax.benchmark.collectives import collectives
 from eain_jax.benchmark.measure import (
   Batches,
   compile_all,
@@ -148,6 +149,7 @@ def measure_row(
     'train_config': subject.config.to_dict(),
   }
   row['program'], hlo = describe_program(subject, batches)
+  row['collectives'] = collectives(hlo)
   if inspect:
     row |= inspect(subject, batches, hlo)
   return row

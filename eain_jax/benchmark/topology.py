@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+import eain_jax
 from eain_jax.benchmark.chips import (
   CHIPS,
   HOP_SECONDS,
@@ -352,7 +353,7 @@ def predict(
   examples = num_chips * num_requests * job.num_candidates
   return {
     'chips': num_chips,
-    'shape': 'x'.join(map(str, shape)) + (f' x {slices} slices' * (slices > 1)),
+    'shape': (f'{slices} of ' * (slices > 1)) + 'x'.join(map(str, shape)),
     'batch': examples,
     'products_ms': 1e3 * compute,
     'memory_ms': 1e3 * memory,
@@ -408,6 +409,14 @@ def predict_topology(
     2.2 * distinct * program['table_width'] + 1.1 * program['dense_parameters']
   )
   return {
+    'version': eain_jax.__version__,
+    'jax': jax.__version__,
+    'settings': {
+      'model_name': job.model_name,
+      'model': job.model_config.to_dict(),
+      'workload': job.workload.to_dict(),
+      'train': job.train.to_dict(),
+    },
     'topology': name,
     'generation': generation,
     'chips': count,
