@@ -92,8 +92,12 @@ def open_topology(name: str) -> tuple[Any, str]:
   # Here, for the module is experimental.
   from jax.experimental import topologies
 
+  # As TPU VMs run them: the two cores of a v4 chip are one device.
+  chip = {'chip_config_name': 'megacore'} if generation == 'v4' else {}
   try:
-    topology = topologies.get_topology_desc(topology_name=name, platform='tpu')
+    topology = topologies.get_topology_desc(
+      topology_name=name, platform='tpu', **chip
+    )
   except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
     reason = str(error).strip().splitlines()[0][:200]
     raise InputError(

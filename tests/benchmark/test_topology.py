@@ -184,6 +184,17 @@ def test_a_slice_that_the_compiler_does_not_know():
 
 
 @needs_compiler
+@pytest.mark.parametrize(
+  ('name', 'chips'),
+  [('v4:2x2x4', 16), ('v5e:4x4', 16), ('v5p:2x2x2', 8), ('v6e:8x8', 64)],
+)
+def test_a_device_is_a_chip(name, chips):
+  devices, generation = open_topology(name)
+  assert len(devices) == chips
+  assert generation == name.split(':')[0]
+
+
+@needs_compiler
 @pytest.mark.slow
 def test_a_billion_rows_on_a_pod():
   """The table, Adam, 65,536 examples with histories of 50, 256 chips."""
