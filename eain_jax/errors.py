@@ -7,3 +7,7 @@ exception is a defect of this library and keeps its traceback.
 
 class InputError(Exception):
   """Bad input: one sentence that names file, line and value, and what to do."""
+
+
+class Interrupted(Exception):
+  """A run was told to stop and has saved its state."""

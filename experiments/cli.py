@@ -1,6 +1,7 @@
 """Flags from config dataclasses, and how every binary ends.
 
-Exit codes: 0 success; 1 bad input, with one sentence; 2 bad flags.
+Exit codes: 0 success; 1 bad input, with one sentence; 2 bad flags; 75 told to
+stop, and saved.
 """
 
 import dataclasses
@@ -15,9 +16,10 @@ from absl import app, flags, logging
 
 from eain_jax.config import MODEL_CONFIGS, ModelConfig, Settings
 from eain_jax.data.dataset import Dataset, open_dataset
-from eain_jax.errors import InputError
+from eain_jax.errors import InputError, Interrupted
 
 FLAGS = flags.FLAGS
+STOPPED = 75
 
 
 class FlagError(Exception):
@@ -208,12 +210,15 @@ def run(main: Callable[[], None], *, takes_processes: bool = False) -> None:
     except InputError as error:
       print(f'{name}: {error}', file=sys.stderr)
       code = 1
+    except Interrupted as error:
+      print(f'{name}: {error}; the same command goes on', file=sys.stderr)
+      code = STOPPED
     except Exception:
       if not is_joined:
         raise
       traceback.print_exc()
       code = 1
-    if code and is_joined:
+    if code not in (0, STOPPED) and is_joined:
       _end(code)
     sys.exit(code)
 

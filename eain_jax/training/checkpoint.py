@@ -50,6 +50,7 @@ class Checkpoints:
     step = int(state.step)
     if step == self._latest.latest_step():
       return
+    self._wait_for(self._best)
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(self._placement.to_canonical(state)),
       record=ocp.args.JsonSave(dict(record)),
@@ -74,10 +75,16 @@ class Checkpoints:
     shapes = self._placement.canonical_shapes(tree)
     return ocp.args.StandardRestore(shapes, strict=False)
 
+  def _wait_for(self, other: ocp.CheckpointManager) -> None:
+    """Processes meet for a save at places of one name for all series."""
+    if self._placement.spans_processes:
+      other.wait_until_finished()
+
   def save_best(self, step: int, params, stats) -> None:
     """Saves the parameters of the best evaluation so far."""
     if step == self._best.latest_step():
       return
+    self._wait_for(self._latest)
     tree = self._placement.to_canonical({'params': params, 'stats': stats})
     if not self._best.save(step, args=ocp.args.StandardSave(tree)):
       raise RuntimeError(f'the best checkpoint, step {step}, was not saved')

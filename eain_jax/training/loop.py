@@ -24,7 +24,7 @@ from eain_jax.artifacts import write_json
 from eain_jax.config import ModelConfig, TrainConfig
 from eain_jax.data.batches import EvalStream, make_eval_stream, prefetch
 from eain_jax.data.dataset import Dataset
-from eain_jax.errors import InputError
+from eain_jax.errors import InputError, Interrupted
 from eain_jax.evaluation import evaluator
 from eain_jax.training import processes
 from eain_jax.training.agreement import AgreedBatches
@@ -37,6 +37,7 @@ from eain_jax.training.parallel import Placement
 from eain_jax.training.setup import Setup, resolve_config, set_up
 from eain_jax.training.state import TrainState
 from eain_jax.training.step import ScoreFn
+from eain_jax.training.stopping import stop_signals
 
 EVAL_BATCH_SIZE = 16_384
 CONFIG_FILE, METRICS_FILE, RESULT_FILE = (
@@ -202,6 +203,7 @@ class _Plan:
   valid: EvalStream
   checkpoints: Checkpoints | None
   log: _Log
+  stop_asked: Callable[[], bool]
 
   @property
   def config(self) -> TrainConfig:
@@ -236,6 +238,7 @@ def fit(
   Raises:
     InputError: the folder holds another run; the batch or the state does not
       suit the devices; the loss is not finite.
+    Interrupted: SIGTERM or SIGINT came; the state is saved in `work_dir`.
   """
   setup = processes.together(
     lambda: set_up(dataset, model_name, model_config, config)
@@ -268,6 +271,7 @@ def fit(
       open_eval_stream(dataset, 'valid', placement, config.valid_negatives),
       checkpoints,
       stack.enter_context(log),
+      stack.enter_context(stop_signals()),
     )
     for note in setup.notes:
       plan.log.say(note)
@@ -362,16 +366,23 @@ def _schedule(plan: _Plan, step: int) -> Iterator[tuple[int, int]]:
 class _Inputs:
   """What the devices need of the host for each call, made ahead.
 
-  Of several processes the batches have the sizes that all agree on.
+  Of several processes the batches have the sizes that all agree on, and all are
+  told alike to stop.
+
+  Attributes:
+    stops: the call that was asked for last is not to be made.
   """
 
   def __init__(self, plan: _Plan, step: int):
-    self._setup = plan.setup
+    self._setup, self._stop_asked = plan.setup, plan.stop_asked
+    self.stops = False
     self._schedule = collections.deque(_schedule(plan, step))
     self._source = prefetch(self._make, list(self._schedule))
     self._agreed = None
     if plan.setup.placement.spans_processes and self._schedule:
-      self._agreed = AgreedBatches(self._source, self._setup.stream.batch, step)
+      self._agreed = AgreedBatches(
+        self._source, self._setup.stream.batch, step, self._stop_asked
+      )
 
   def _make(self, call: tuple[int, int]) -> Any:
     first, count = call
@@ -383,6 +394,7 @@ class _Inputs:
     """How many steps the next call makes, and what it takes."""
     _, count = self._schedule.popleft()
     batch = next(self._agreed or self._source)
+    self.stops = self._agreed.stops if self._agreed else self._stop_asked()
     if self._setup.device_runner is None:
       batch = self._setup.placement.place_batch(batch)
     return count, batch
@@ -390,7 +402,7 @@ class _Inputs:
   def observe(self, metrics: dict[str, Any]) -> dict[str, Any]:
     """The metrics of a call without what they tell of later inputs."""
     if self._agreed:
-      self._agreed.observe(metrics.pop('sizes_ahead'))
+      self._agreed.observe(metrics.pop('ahead'))
     return metrics
 
   def close(self) -> None:
@@ -418,20 +430,18 @@ def _run(plan: _Plan, state: TrainState, best, record: Record):
       or record.stale_evaluations >= config.early_stopping
     )
     due = at_boundary or step % config.save_every == 0
-    if plan.checkpoints and step > 0 and (due or stop):
-      if pending:
-        # A record of a step that is saved would not come again.
-        _log_training(plan, record, pending)
-        pending = {}
-      now = time.perf_counter()
-      record.seconds, clock = record.seconds + now - clock, now
-      plan.checkpoints.save_latest(state, dataclasses.asdict(record))
+    if step > 0 and (due or stop):
+      pending, clock = _save(plan, state, record, pending, clock)
     if stop:
       inputs.close()
       return state, best
     asked = time.perf_counter()
     count, batch = next(inputs)
     record.seconds_waiting += time.perf_counter() - asked
+    if inputs.stops:
+      inputs.close()
+      _save(plan, state, record, pending, clock)
+      raise Interrupted(f'told to stop before step {step}')
     state, metrics = train(state, batch)
     metrics = inputs.observe(metrics)
     step += count
@@ -449,6 +459,25 @@ def _run(plan: _Plan, state: TrainState, best, record: Record):
     if pending and step % per_epoch == 0:
       _log_training(plan, record, pending)
       pending = {}
+
+
+def _save(
+  plan: _Plan,
+  state: TrainState,
+  record: Record,
+  pending: dict[str, Any],
+  clock: float,
+) -> tuple[dict[str, Any], float]:
+  """Saves the state; what is still to be logged, and the clock, after that."""
+  if plan.checkpoints is None or int(state.step) == 0:
+    return pending, clock
+  if pending:
+    # A record of a step that is saved would not come again.
+    _log_training(plan, record, pending)
+  now = time.perf_counter()
+  record.seconds += now - clock
+  plan.checkpoints.save_latest(state, dataclasses.asdict(record))
+  return {}, now
 
 
 def _log_training(

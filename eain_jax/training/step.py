@@ -139,10 +139,10 @@ def make_train_step(
       'total_loss': total_loss,
       'gradient_norm': norm,
     }
-    if 'sizes_ahead' in batch:
-      # What the shards of a later step need at the most: its static sizes.
+    if 'ahead' in batch:
+      # What any process has to say of a later step; see `agreement`.
       assert axis_name is not None
-      metrics['sizes_ahead'] = jax.lax.pmax(batch['sizes_ahead'], axis_name)
+      metrics['ahead'] = jax.lax.pmax(batch['ahead'], axis_name)
     return TrainState(state.step + 1, params, stats, opt_state), metrics
 
   return train_step

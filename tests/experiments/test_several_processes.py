@@ -172,6 +172,38 @@ def test_a_killed_process_ends_all_and_the_run_goes_on_elsewhere(
   )
 
 
+def wait_for_steps(work, run):
+  """Returns when a few steps have been logged."""
+  log, deadline = work / 'metrics.jsonl', time.monotonic() + 200
+  while not (log.is_file() and len(log.read_text().splitlines()) > 5):
+    assert run.process.poll() is None, run.errors()
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('processes', [1, 2])
+def test_a_run_that_is_told_to_stop_saves_and_goes_on(
+  world, one_device, tmp_path, processes
+):
+  """SIGTERM to the launcher, or to the only process: all stop at one step."""
+  work = tmp_path / 'run'
+  command = train(world, work)
+  if processes == 2:
+    command = launched(world, work, '--parallelism=mesh')
+  run = start(*command, folder=tmp_path)
+  wait_for_steps(work, run)
+  run.process.send_signal(signal.SIGTERM)
+  assert run.process.wait(60) == 75, run.errors()
+  assert 'told to stop before step' in run.errors()
+  saved = {int(p.name) for p in (work / 'checkpoints' / 'latest').iterdir()}
+  assert max(saved) == len(losses(work)) < 50
+  start(*train(world, work), folder=tmp_path).check()
+  np.testing.assert_allclose(
+    losses(work), losses(one_device), rtol=0, atol=1e-5
+  )
+
+
 BAD = {
   'one device': (('--parallelism=none',), 'uses one device, and 2 processes'),
   'devices': (
