@@ -93,24 +93,30 @@ def efficiencies(
   """What a row's devices reach of what they would without each other.
 
   Args:
-    row: with `batch`, `devices` and `step_ms`.
+    row: with `batch`, `devices`, `step_ms` and `cpu_ms`.
     alone: the row of one device; None: it was not measured.
     cores: that virtual devices share; None: devices are real.
 
   Returns:
     `efficiency`: t_1 / (n t_n) where the batch is fixed and t_1 / t_n where it
     grows; `efficiency_of_cores`: by what n devices on c cores could reach if
-    one device kept one core busy, min(1, c / n). None: unknown.
+    one device kept one core busy, min(1, c / n); `efficiency_of_cpu_time`: CPU
+    time of an example on one device over that on n, which hardly feels what
+    else the machine does. None: unknown.
   """
+  found: dict[str, float | None] = dict.fromkeys(
+    ('efficiency', 'efficiency_of_cores', 'efficiency_of_cpu_time')
+  )
   if alone is None:
-    return {'efficiency': None, 'efficiency_of_cores': None}
+    return found
   of_device = lambda r: r['batch'] / r['step_ms'] / r['devices']
   efficiency = of_device(row) / of_device(alone)
-  bound = None if cores is None else min(1.0, cores / row['devices'])
-  return {
-    'efficiency': efficiency,
-    'efficiency_of_cores': bound and efficiency / bound,
-  }
+  found['efficiency'] = efficiency
+  if cores is not None:
+    of_cpu = lambda r: r['batch'] / r['cpu_ms']
+    found['efficiency_of_cores'] = efficiency / min(1, cores / row['devices'])
+    found['efficiency_of_cpu_time'] = of_cpu(row) / of_cpu(alone)
+  return found
 
 
 def _check(plan: ScalingPlan, data: Data) -> None:
@@ -139,14 +145,16 @@ def _notes(plan: ScalingPlan, result: Mapping[str, Any]) -> list[str]:
     notes.append(
       f'These are virtual devices of one CPU, which share {cores} core(s): n '
       f'devices cannot be faster than {cores}/n each, so "of cores" is '
-      f'efficiency / min(1, {cores}/n). They show what a program costs, not '
-      'how fast an accelerator is.'
+      f'efficiency / min(1, {cores}/n). "of CPU time" is CPU time an example '
+      'on one device over that on n: what the other devices cost, whatever '
+      'else the machine does. None of it says how fast an accelerator is.'
     )
     if rows[0]['devices'] == 1:
       busy = rows[0]['cpu_ms'] / rows[0]['step_ms']
+      lost = ': what is beyond one core the others can gain no more'
       notes.append(
-        f'One device alone kept {busy:.1f} core(s) busy: what it has beyond '
-        'one core is lost to the others from the start.'
+        f'One device alone kept {busy:.1f} core(s) busy'
+        f'{lost if busy > 1.1 else ""}.'
       )
   waits = (
     'a wait for the slowest device counts, and that is most of it where '
@@ -161,11 +169,18 @@ def _notes(plan: ScalingPlan, result: Mapping[str, Any]) -> list[str]:
   )
   if plan.workload.sequences != (made := whole_batches(plan).sequences):
     notes.append(f'{made:,} sequences were made, so that all batches are full.')
-  updates = {row['train_config']['table_update'] for row in rows}
-  if len(updates) > 1:
+  batches_by_update: dict[str, set[int]] = {}
+  for row in rows:
+    update = row['train_config']['table_update']
+    batches_by_update.setdefault(update, set()).add(row['batch'])
+  if len(batches_by_update) > 1:
+    chosen = '; '.join(
+      f'{update} for batches of {", ".join(f"{n:,}" for n in sorted(batches))}'
+      for update, batches in batches_by_update.items()
+    )
     notes.append(
-      'Rows differ in --table_update, which was chosen by the batch: name one '
-      'to compare like with like.'
+      f'--table_update was chosen by the batch, {chosen}: name one to compare '
+      'like with like.'
     )
   if any(row['collective_ms'] is None for row in rows):
     notes.append('The profiler of this backend shows no collectives.')

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import RenderableType
@@ -140,21 +140,26 @@ def _program_table(result: Mapping[str, Any]) -> Table:
   return table
 
 
-def warnings_of(row: Mapping[str, Any], title: str) -> list[str]:
-  """What spoiled a row's figures, if anything did."""
-  warnings = []
+def late_programs(row: Mapping[str, Any], title: str) -> list[str]:
+  """A note where compilations spoiled a row's figures."""
   late = row['timed_compilations'] + row['end_to_end']['timed_compilations']
-  if late:
-    warnings.append(
-      f'{title}: {late} program(s) were compiled while time was taken: its '
-      'figures are too slow.'
-    )
-  if (row['others_cpu'] or 0) > 0.15:
-    warnings.append(
-      f'{title}: other processes kept {row["others_cpu"]:.2f} core(s) busy: '
-      'trust CPU time more than wall time.'
-    )
-  return warnings
+  if not late:
+    return []
+  return [
+    f'{title}: {late} program(s) were compiled while time was taken: its '
+    'figures are too slow.'
+  ]
+
+
+def busy_others(rows: Sequence[Mapping[str, Any]], title: str) -> list[str]:
+  """A note where other processes slowed rows down."""
+  most = max(row['others_cpu'] or 0 for row in rows)
+  if most <= 0.15:
+    return []
+  return [
+    f'{title}: other processes kept {"up to " * (len(rows) > 1)}{most:.2f} '
+    'core(s) busy: trust CPU time more than wall time.'
+  ]
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
@@ -169,7 +174,8 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
     memory = short_number(ceilings['memory'] / 1e9)
     notes.append(f'Ceilings, measured here: {products}, {memory} GB/s.')
   for row in result['rows']:
-    notes += warnings_of(row, f'{row["model"]} {row["mode"]}')
+    title = f'{row["model"]} {row["mode"]}'
+    notes += late_programs(row, title) + busy_others([row], title)
   for skipped in result['skipped']:
     notes.append(f'Left out: {skipped["reason"]}.')
   return notes

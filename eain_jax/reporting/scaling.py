@@ -8,10 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from eain_jax.reporting.benchmark import (
+  busy_others,
+  late_programs,
   percent,
   plain_table,
   short_number,
-  warnings_of,
   whole_number,
 )
 
@@ -28,6 +29,7 @@ _LAST_LINE = (
   'step_ms',
   'efficiency',
   'efficiency_of_cores',
+  'efficiency_of_cpu_time',
   'collective_ms',
   'collective_share',
   'cpu_ms',
@@ -68,24 +70,24 @@ def _efficiency_table(result: Mapping[str, Any]) -> Table:
       'scaling',
       'devices',
       'efficiency',
-      *(['of cores'] if shares_cores else []),
+      *(['of cores', 'of CPU time'] if shares_cores else []),
       'collectives ms',
       'of step',
       'fed ex/s',
-      'compile s',
     ),
     1,
   )
+  names = ['efficiency']
+  if shares_cores:
+    names += ['efficiency_of_cores', 'efficiency_of_cpu_time']
   for row in result['rows']:
     table.add_row(
       row['scaling'],
       str(row['devices']),
-      percent(row['efficiency']),
-      *([percent(row['efficiency_of_cores'])] if shares_cores else []),
+      *(percent(row[name]) for name in names),
       short_number(row['collective_ms']),
       percent(row['collective_share']),
       short_number(row['end_to_end']['ex_s']),
-      short_number(row['compile_s']),
     )
   return table
 
@@ -100,7 +102,10 @@ def scaling_on_console(result: Mapping[str, Any]) -> list[RenderableType]:
   for row in result['rows']:
     # One device is one measurement, though it stands in both.
     if row['devices'] > 1 or row['scaling'] == result['rows'][0]['scaling']:
-      notes += warnings_of(row, f'{row["scaling"]}, {row["devices"]} device(s)')
+      notes += late_programs(
+        row, f'{row["scaling"]}, {row["devices"]} device(s)'
+      )
+  notes += busy_others(result['rows'], 'While rows were timed')
   notes += [f'Left out: {skipped["reason"]}.' for skipped in result['skipped']]
   return [
     _speed_table(result),

@@ -17,9 +17,14 @@ _TITLES = {'strong': 'Strong scaling', 'weak': 'Weak scaling'}
 _IDEAL, _BOUND = '#5c6675', '#D55E00'
 
 
+def _speed(row: Mapping[str, Any], step: str = 'step_ms') -> float:
+  """Examples per second of a step; of these times efficiency is made."""
+  return 1e3 * row['batch'] / row[step]
+
+
 def _draw_bounds(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
   """What n devices would do at best, from the speed of one."""
-  alone = rows[0]['ex_s']
+  alone = _speed(rows[0])
   devices = [row['devices'] for row in rows]
   axes.plot(
     devices,
@@ -47,20 +52,20 @@ def _draw_bounds(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 def _draw_rows(
   axes: Axes, rows: Sequence[Mapping[str, Any]], model: str
 ) -> None:
-  """Speed with the band of its windows, and each row's efficiency."""
+  """Speed with the band of its quartiles, and each row's efficiency."""
   devices = [row['devices'] for row in rows]
   color, marker = plots.style_of(model)
   axes.fill_between(
     devices,
-    [row['ex_s_min'] for row in rows],
-    [row['ex_s_max'] for row in rows],
+    [_speed(row, 'step_ms_q3') for row in rows],
+    [_speed(row, 'step_ms_q1') for row in rows],
     color=color,
     alpha=0.15,
     lw=0,
   )
   axes.plot(
     devices,
-    [row['ex_s'] for row in rows],
+    [_speed(row) for row in rows],
     color=color,
     marker=marker,
     ms=6,
@@ -73,7 +78,7 @@ def _draw_rows(
     if row['efficiency'] is not None:
       axes.annotate(
         percent(row['efficiency']).replace('.0 %', ' %'),
-        (row['devices'], row['ex_s']),
+        (row['devices'], _speed(row)),
         xytext=(0, -15),
         textcoords='offset points',
         ha='center',
@@ -85,7 +90,7 @@ def _draw_rows(
 def scaling_figure(result: Mapping[str, Any]) -> Figure:
   """Examples per second against devices, a panel for strong and for weak.
 
-  The band is from the slowest to the fastest window of steps.
+  The line is of the median step, the band of the quartiles.
   """
   kinds = list(dict.fromkeys(row['scaling'] for row in result['rows']))
   model = result['settings']['scaling']['model']

@@ -34,30 +34,41 @@ def make_plan(batch_size=60, **settings):
   return ScalingPlan(config, WORKLOAD, model, train)
 
 
-# devices, batch, step ms; efficiency, of 2 cores. One device: 100 in 10 ms.
+# devices, batch, step ms, CPU ms; efficiency, of 2 cores, of CPU time. One
+# device: 100 examples in 10 ms, of 12 ms CPU time.
 @pytest.mark.parametrize(
-  ('devices', 'batch', 'step_ms', 'efficiency', 'of_cores'),
+  ('devices', 'batch', 'step_ms', 'cpu_ms', 'efficiency', 'of_cores', 'of_cpu'),
   [
-    (1, 100, 10.0, 1.0, 1.0),
+    (1, 100, 10.0, 12.0, 1.0, 1.0, 1.0),
     # Strong: t_1 / (n t_n) = 10 / (4 * 5); 2 cores for 4 devices allow 1/2.
-    (4, 100, 5.0, 0.5, 1.0),
+    (4, 100, 5.0, 15.0, 0.5, 1.0, 0.8),
     # Weak: t_1 / t_n = 10 / 12.5.
-    (2, 200, 12.5, 0.8, 0.8),
-    (8, 800, 50.0, 0.2, 0.8),
+    (2, 200, 12.5, 24.0, 0.8, 0.8, 1.0),
+    (8, 800, 50.0, 192.0, 0.2, 0.8, 0.5),
   ],
 )
-def test_efficiency_by_hand(devices, batch, step_ms, efficiency, of_cores):
-  alone = {'devices': 1, 'batch': 100, 'step_ms': 10.0}
-  row = {'devices': devices, 'batch': batch, 'step_ms': step_ms}
+def test_efficiency_by_hand(
+  devices, batch, step_ms, cpu_ms, efficiency, of_cores, of_cpu
+):
+  alone = {'devices': 1, 'batch': 100, 'step_ms': 10.0, 'cpu_ms': 12.0}
+  row = {
+    'devices': devices,
+    'batch': batch,
+    'step_ms': step_ms,
+    'cpu_ms': cpu_ms,
+  }
   assert efficiencies(row, alone, 2) == {
     'efficiency': pytest.approx(efficiency),
     'efficiency_of_cores': pytest.approx(of_cores),
+    'efficiency_of_cpu_time': pytest.approx(of_cpu),
   }
-  assert efficiencies(row, alone, None)['efficiency_of_cores'] is None
-  assert efficiencies(row, None, 2) == {
-    'efficiency': None,
-    'efficiency_of_cores': None,
-  }
+  # Real devices share no cores.
+  assert [*efficiencies(row, alone, None).values()] == [
+    pytest.approx(efficiency),
+    None,
+    None,
+  ]
+  assert [*efficiencies(row, None, 2).values()] == [None, None, None]
 
 
 HLO = """

@@ -35,20 +35,28 @@ def call(*flags):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('parallelism', ['mesh', 'pmap'])
-def test_rows_picture_and_last_line(tmp_path, parallelism):
+@pytest.mark.parametrize(
+  ('parallelism', 'scaling', 'batch'),
+  [('mesh', 'weak', 128), ('pmap', 'strong', 64)],
+)
+def test_rows_picture_and_last_line(tmp_path, parallelism, scaling, batch):
   out = tmp_path / 'out'
   done = call(
     f'--output_dir={out}',
     *TINY,
     '--devices=1,2',
     f'--parallelism={parallelism}',
+    f'--scaling={scaling}',
   )
   assert done.returncode == 0, done.stderr
   result = json.loads((out / 'scaling.json').read_text())
   last = json.loads(done.stdout.splitlines()[-1])
   assert last == {name: result['rows'][-1][name] for name in last}
-  assert (last['scaling'], last['devices'], last['batch']) == ('weak', 2, 128)
+  assert (last['scaling'], last['devices'], last['batch']) == (
+    scaling,
+    2,
+    batch,
+  )
   assert last['parallelism'] == parallelism
   assert last['cores'] >= 1
   assert last['collective_ms'] > 0
