@@ -14,14 +14,14 @@ import numpy as np
 import rich
 from absl import flags
 
-from eain_jax.artifacts import write_json
+from eain_jax.artifacts import write_json, write_text
 from eain_jax.config import MODEL_CONFIGS, PrepareConfig, TrainConfig
 from eain_jax.data.dataset import Dataset, open_dataset, refuse_existing
 from eain_jax.data.prepare import prepare
 from eain_jax.errors import InputError
 from eain_jax.evaluation.evaluator import ceiling
 from eain_jax.reporting.console import TrainingDisplay, table1_on_console
-from eain_jax.reporting.page import render_page, write_text
+from eain_jax.reporting.page import render_page
 from eain_jax.reporting.plots import plot_auc, plot_training_curves
 from eain_jax.reporting.table1 import Run, build_table1, render_markdown
 from eain_jax.training import loop, processes
@@ -93,18 +93,29 @@ def make_world(folder: Path) -> None:
   prepare(config, folder)
 
 
-def train_or_read(dataset: Dataset, model: str, seed: int, folder: Path) -> Run:
-  """The run of one model and seed; a finished one is read, not repeated."""
+def run_folder(output_dir: Path, model: str, seed: int) -> Path:
+  return output_dir / RUNS_FOLDER / f'{model}-seed{seed}'
+
+
+def train(dataset: Dataset, model: str, seed: int, folder: Path) -> None:
+  """Trains one model and seed; a finished run is not repeated."""
+  is_finished = np.array((folder / loop.RESULT_FILE).is_file())
+  if processes.gather(is_finished).all():
+    return
   model_config = cli.model_config_from_flags(model, ignore_unused=True)
   config = cli.config_from_flags(TrainConfig, seed=seed)
-  is_finished = np.array((folder / loop.RESULT_FILE).is_file())
-  if not processes.gather(is_finished).all():
-    with contextlib.ExitStack() as stack:
-      display = None
-      if processes.is_first():
-        title = f'{model}, seed {seed}'
-        display = stack.enter_context(TrainingDisplay(title, config.epochs))
-      loop.fit(dataset, model, model_config, config, folder, display)
+  with contextlib.ExitStack() as stack:
+    display = None
+    if processes.is_first():
+      title = f'{model}, seed {seed}'
+      display = stack.enter_context(TrainingDisplay(title, config.epochs))
+    loop.fit(dataset, model, model_config, config, folder, display)
+
+
+def read(dataset: Dataset, model: str, seed: int, folder: Path) -> Run:
+  """A finished run."""
+  model_config = cli.model_config_from_flags(model, ignore_unused=True)
+  config = cli.config_from_flags(TrainConfig, seed=seed)
   records = (folder / loop.METRICS_FILE).read_text().splitlines()
   settings = loop.run_config(dataset, model, model_config, config)
   # Where a dataset lies says nothing about the numbers.
@@ -118,6 +129,13 @@ def train_or_read(dataset: Dataset, model: str, seed: int, folder: Path) -> Run:
   )
 
 
+def wanted(plan: dict) -> dict:
+  """A plan without the devices, on which it does not depend."""
+  config = plan['train_config']
+  kept = {k: v for k, v in config.items() if k not in loop.FREE_SETTINGS}
+  return {**plan, 'train_config': kept}
+
+
 def claim_folder(output_dir: Path, plan: dict) -> None:
   """Makes the folder of the table, or checks that it holds this very one."""
   plan_file = output_dir / PLAN_FILE
@@ -127,7 +145,7 @@ def claim_folder(output_dir: Path, plan: dict) -> None:
     refuse_existing(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(plan_file, plan)
-  elif json.loads(plan_file.read_text()) != plan:
+  elif wanted(json.loads(plan_file.read_text())) != wanted(plan):
     raise InputError(
       f'--output_dir={output_dir} holds a table of other flags (see '
       f'{plan_file}): name another folder'
@@ -139,15 +157,16 @@ def main() -> None:
   plan = plan_from_flags()
   processes.first_then_others(lambda: claim_folder(output_dir, plan))
   dataset = open_or_make_dataset(output_dir)
-  runs = [
-    train_or_read(
-      dataset, model, seed, output_dir / RUNS_FOLDER / f'{model}-seed{seed}'
-    )
+  asked = [
+    (model, seed, run_folder(output_dir, model, seed))
     for model in plan['models']
     for seed in range(SEEDS.value)
   ]
+  for run in asked:
+    train(dataset, *run)
   if not processes.is_first():
     return
+  runs = [read(dataset, *run) for run in asked]
   ceilings = {part: ceiling(dataset, part) for part in ('valid', 'test')}
   table = build_table1(runs, dict(dataset.manifest), ceilings)
   curves, bars = output_dir / CURVES_FILE, output_dir / AUC_FILE

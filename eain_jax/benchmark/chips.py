@@ -22,7 +22,8 @@ class Chip:
     link_bandwidth: of one link to a neighbour, one way, bytes a second.
     dimensions: of the torus; a chip has two links in each.
     pod_chips: of the largest slice.
-    network_bandwidth: between slices, a chip's share, bytes a second.
+    network_bandwidth: between slices, a chip's share, bytes a second; None
+      where a pod holds more chips than are predicted for.
   """
 
   flops: float
@@ -31,16 +32,16 @@ class Chip:
   link_bandwidth: float
   dimensions: int
   pod_chips: int
-  network_bandwidth: float
+  network_bandwidth: float | None
 
 
 # Links: the chip's interconnect, one way, over its ports: 2400 Gbps over 6,
 # 1600 over 4, 4800 over 6, 3200 over 4. Networks: 6.4 and 25.6 Tbps a pod of
 # 256; of v4 and v5p, whose pods hold more than a thousand chips, none is used.
 CHIPS = {
-  'v4': Chip(275e12, 32 * 2**30, 1.228e12, 50e9, 3, 4096, math.nan),
+  'v4': Chip(275e12, 32 * 2**30, 1.228e12, 50e9, 3, 4096, None),
   'v5e': Chip(197e12, 16e9, 0.819e12, 50e9, 2, 256, 3.125e9),
-  'v5p': Chip(459e12, 95e9, 2.765e12, 100e9, 3, 8960, math.nan),
+  'v5p': Chip(459e12, 95e9, 2.765e12, 100e9, 3, 8960, None),
   'v6e': Chip(918e12, 32e9, 1.6e12, 100e9, 2, 256, 12.5e9),
 }
 
@@ -95,6 +96,7 @@ def collective_seconds(
       middle = chips // longest * (2 if _wraps(chip, longest) else 1)
       seconds += size * chips / 4 / (middle * chip.link_bandwidth)
   if num_slices > 1:
+    assert chip.network_bandwidth is not None
     leaves = (num_slices - 1) / num_slices
     if op == 'all-reduce':
       # Each chip sends on its share of what its slice has added up.

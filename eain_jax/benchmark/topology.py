@@ -174,6 +174,16 @@ class Job:
       )
     return Sizes(num_events, num_items, capacity)
 
+  def distinct_rows(self, num_requests: int) -> int:
+    """Distinct rows of all tables in so many requests, uniform draws."""
+    total = 0.0
+    for feature in self.features:
+      ids = num_requests * (
+        self.items_a_request if feature.kind == 'item' else 1
+      )
+      total += feature.num_rows * -np.expm1(-ids / feature.num_rows)
+    return int(total)
+
   def asked_rows(self, num_requests: int, num_chips: int) -> int:
     """Rows that a chip asks for in a step, unused places included."""
     sizes = self.sizes(num_requests, num_chips)
@@ -311,7 +321,8 @@ ASSUMPTIONS = (
   'not.',
   'Beyond a pod, slices of one pod each are joined by the data center network, '
   'each chip with its share.',
-  'Work of a chip is proportional to the requests in its batch.',
+  'Work of a chip is proportional to the requests in its batch; with a dense '
+  'update of tables its traffic of memory is to its share of them.',
   'Input keeps up; nothing is saved, logged or evaluated.',
 )
 
@@ -323,6 +334,7 @@ def predict(
   compiled_for: int,
   num_chips: int,
   num_requests: int,
+  shape: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
   """A step on some chips, from a program that was compiled for others.
 
@@ -333,9 +345,10 @@ def predict(
     compiled_for: chips of the program.
     num_chips: for which to predict, a power of two.
     num_requests: of a chip.
+    shape: sides of the slice; by default as nearly equal as can be.
   """
   chip = CHIPS[generation]
-  shape = slice_shape(chip, num_chips)
+  shape = shape or slice_shape(chip, num_chips)
   slices = max(1, num_chips // chip.pod_chips)
   work = num_requests / program['requests']
   asked = job.asked_rows(num_requests, num_chips)
@@ -347,7 +360,10 @@ def predict(
       chip, shape, slices, row['op'], int(size)
     )
   compute = work * program['matmul_flops'] / chip.flops
-  memory = work * program['memory_traffic_bytes'] / chip.memory_bandwidth
+  # Dense, a chip streams its part of the tables at every step.
+  is_dense = job.train.table_update == 'dense'
+  share = compiled_for / num_chips if is_dense else work
+  memory = share * program['memory_traffic_bytes'] / chip.memory_bandwidth
   tables = sum(f.num_rows for f in job.features) * program['table_width']
   dense = program['dense_parameters']
   # Parameters and the moments beside them, of which the state's bytes tell.
@@ -375,8 +391,11 @@ def predict_topology(
   """Compiles the step for a slice; predicts it there and on 1 to 1,024 chips.
 
   Returns:
-    `program`, of the compiler; `collective_bytes_bound`; `prediction`, and
-    curves `strong` (the batch stays) and `weak` (a chip's batch stays);
+    `program`, of the compiler; `prediction`, and curves `strong` (the batch
+    stays) and `weak` (a chip's batch stays); `collective_bytes_bound`, 2.2 x
+    distinct rows of the global batch x W x 4 + 1.1 x dense parameters x 4;
+    `collective_bytes_of_own_rows`, the distinct rows of a chip's own shard once
+    each way, and the dense parameters once;
     `assumptions`.
 
   Raises:
@@ -388,7 +407,8 @@ def predict_topology(
   program = compile_step(job, devices)
   requests = program['requests']
   at = lambda chips, own: predict(job, program, generation, count, chips, own)
-  here = at(count, requests)
+  sides = tuple(int(side) for side in name.partition(':')[2].split('x'))
+  here = predict(job, program, generation, count, count, requests, sides)
   strong = [
     at(chips, job.requests_a_chip(chips))
     for chips in CURVE_CHIPS
@@ -400,18 +420,10 @@ def predict_topology(
     for row in curve:
       speedup = row['ex_s'] / first['ex_s']
       row['efficiency'] = speedup / (row['chips'] / first['chips'])
-  # Every id of the global batch once: full histories of uniform draws.
-  ids = requests * count
-  distinct = sum(
-    f.num_rows
-    * -np.expm1(
-      -(ids * (job.items_a_request if f.kind == 'item' else 1)) / f.num_rows
-    )
-    for f in job.features
-  )
-  bound = 4 * (
-    2.2 * distinct * program['table_width'] + 1.1 * program['dense_parameters']
-  )
+  distinct = job.distinct_rows(requests * count)
+  own = job.distinct_rows(requests)
+  width, dense = program['table_width'], program['dense_parameters']
+  bound = lambda rows: int(4 * (2.2 * rows * width + 1.1 * dense))
   return {
     'version': eain_jax.__version__,
     'jax': jax.__version__,
@@ -428,8 +440,10 @@ def predict_topology(
     'compiler': f'libtpu {version("libtpu")}',
     'chip': dataclasses.asdict(chip),
     'program': program,
-    'distinct_rows': int(distinct),
-    'collective_bytes_bound': int(bound),
+    'distinct_rows': distinct,
+    'distinct_rows_of_a_chip': own,
+    'collective_bytes_bound': bound(distinct),
+    'collective_bytes_of_own_rows': 4 * (2 * own * width + dense),
     'prediction': here,
     'strong': strong,
     'weak': weak,

@@ -110,13 +110,6 @@ figure img {
 """
 
 
-def write_text(path: Path, text: str) -> None:
-  """Writes beside and renames, so that a reader sees all or nothing."""
-  beside = path.with_name(f'.{path.name}.unfinished')
-  beside.write_text(text, encoding='utf-8')
-  beside.replace(path)
-
-
 def _text(value: Any) -> str:
   """Any text as HTML shows it literally."""
   return escape(document.printable(value))

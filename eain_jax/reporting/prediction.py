@@ -58,7 +58,11 @@ def _program_table(result: Mapping[str, Any]) -> Table:
     ('bytes of memory, XLA', whole_number(program['bytes_accessed'])),
     ('bytes of collectives', whole_number(program['collective_bytes'])),
     (
-      'bound: all distinct rows, each way',
+      '  of its own distinct rows, each way',
+      whole_number(result['collective_bytes_of_own_rows']),
+    ),
+    (
+      "  bound: of all chips' distinct rows",
       whole_number(result['collective_bytes_bound']),
     ),
     ('compiled in', f'{program["compile_s"]:.0f} s'),

@@ -25,12 +25,21 @@ class Checkpoints:
 
   def __init__(self, work_dir: Path, placement: Placement):
     self._placement = placement
-    options = lambda keep: ocp.CheckpointManagerOptions(
-      max_to_keep=keep, create=True, enable_async_checkpointing=True
-    )
     folder = work_dir.resolve() / 'checkpoints'
-    self._latest = ocp.CheckpointManager(folder / 'latest', options=options(2))
-    self._best = ocp.CheckpointManager(folder / 'best', options=options(1))
+
+    def series(name: str, keep: int) -> ocp.CheckpointManager:
+      options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        create=True,
+        enable_async_checkpointing=True,
+        # Both may save at once, and processes meet at places with names.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+          barrier_sync_key_prefix=name
+        ),
+      )
+      return ocp.CheckpointManager(folder / name, options=options)
+
+    self._latest, self._best = series('latest', 2), series('best', 1)
 
   def __enter__(self):
     return self
@@ -50,7 +59,6 @@ class Checkpoints:
     step = int(state.step)
     if step == self._latest.latest_step():
       return
-    self._wait_for(self._best)
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(self._placement.to_canonical(state)),
       record=ocp.args.JsonSave(dict(record)),
@@ -75,16 +83,10 @@ class Checkpoints:
     shapes = self._placement.canonical_shapes(tree)
     return ocp.args.StandardRestore(shapes, strict=False)
 
-  def _wait_for(self, other: ocp.CheckpointManager) -> None:
-    """Processes meet for a save at places of one name for all series."""
-    if self._placement.spans_processes:
-      other.wait_until_finished()
-
   def save_best(self, step: int, params, stats) -> None:
     """Saves the parameters of the best evaluation so far."""
     if step == self._best.latest_step():
       return
-    self._wait_for(self._latest)
     tree = self._placement.to_canonical({'params': params, 'stats': stats})
     if not self._best.save(step, args=ocp.args.StandardSave(tree)):
       raise RuntimeError(f'the best checkpoint, step {step}, was not saved')

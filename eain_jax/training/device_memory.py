@@ -44,28 +44,39 @@ def available_bytes() -> int | None:
 
 
 def check_memory(
-  state: TrainState, placement: Placement, available: int | None = None
+  state: TrainState,
+  placement: Placement,
+  available: int | None = None,
+  *,
+  saves: bool = False,
 ) -> None:
-  """Raises InputError where a state cannot fit into its devices.
+  """Raises InputError where a run cannot fit into its devices.
+
+  It holds the state and the parameters of the best evaluation. Saving makes a
+  copy of the state, and of tables that are cut one more on the way.
 
   Args:
     state: or its shapes, as it is to lie.
     placement: the devices.
     available: bytes that a device can give; by default what it tells. The CPU
       devices of a process share what the machine has.
+    saves: checkpoints are kept.
   """
   if available is None:
     available = available_bytes()
     if available is not None and placement.devices[0].platform == 'cpu':
       available //= len(placement.shards('none').own)
-  needed = placement.bytes_a_device(state)
+  whole = placement.bytes_a_device(state)
+  needed = whole + placement.bytes_a_device({'params': state.params})
+  if saves:
+    needed += 2 * whole if placement.cuts_tables else whole
   if available is None or needed <= available:
     return
   advice = 'use --parallelism=mesh, which cuts the tables over the devices'
   if placement.cuts_tables:
     advice = 'use more devices, or a smaller --embedding_dim'
   raise InputError(
-    f'the state takes {needed / 1e9:.2f} GB on each device under '
+    f'the run needs {needed / 1e9:.2f} GB on each device under '
     f'--parallelism={placement.parallelism}, and a device has '
     f'{available / 1e9:.2f} GB left: {advice}'
   )

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 import eain_jax
-from eain_jax.artifacts import write_json
+from eain_jax.artifacts import write_json, write_text
 from eain_jax.config import ModelConfig, TrainConfig
 from eain_jax.data.batches import EvalStream, make_eval_stream, prefetch
 from eain_jax.data.dataset import Dataset
@@ -45,6 +45,8 @@ CONFIG_FILE, METRICS_FILE, RESULT_FILE = (
   'metrics.jsonl',
   'result.json',
 )
+# A run may go on on other devices than it began on.
+FREE_SETTINGS = ('parallelism', 'num_devices', 'data_placement')
 Report = Callable[[Mapping[str, Any]], None]
 
 
@@ -113,14 +115,8 @@ def _check_same_run(path: Path, expected: Mapping[str, Any]) -> None:
       values.items() if isinstance(values, dict) else [('', values)]
     )
   }
-  # The dataset's folder may move, its fingerprint may not change; a run may go
-  # on on other devices.
-  free = {
-    'dataset.path',
-    'train_config.parallelism',
-    'train_config.num_devices',
-    'train_config.data_placement',
-  }
+  # The dataset's folder may move, its fingerprint may not change.
+  free = {'dataset.path', *(f'train_config.{name}' for name in FREE_SETTINGS)}
   old, new = flat(found), flat(expected)
   for name in sorted((old.keys() | new.keys()) - free):
     if old.get(name) != new.get(name):
@@ -132,10 +128,17 @@ def _check_same_run(path: Path, expected: Mapping[str, Any]) -> None:
 
 def _cut_log(path: Path, step: int) -> None:
   """Keeps the records up to a step: what comes later will come again."""
-  if path.is_file():
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    kept = [r for r in records if r['step'] <= step]
-    path.write_text(''.join(json.dumps(r) + '\n' for r in kept))
+  if not path.is_file():
+    return
+  kept = []
+  for line in path.read_text(errors='replace').splitlines():
+    try:
+      record = json.loads(line)
+    except ValueError:
+      break  # The process was killed while it wrote this one.
+    if record['step'] <= step:
+      kept.append(record)
+  write_text(path, ''.join(json.dumps(record) + '\n' for record in kept))
 
 
 class _Log:
@@ -166,7 +169,15 @@ class _Log:
 
 
 def _claim_folder(work_dir: Path, settings: Mapping[str, Any]) -> None:
-  """Makes a run's folder, or checks that it holds this very run."""
+  """Makes a run's folder, or checks that it holds this very run.
+
+  The first process has made it when others come.
+  """
+  if not processes.is_first():
+    if not (work_dir / CONFIG_FILE).is_file():
+      raise _not_shared(work_dir)
+    _check_same_run(work_dir / CONFIG_FILE, settings)
+    return
   work_dir.mkdir(parents=True, exist_ok=True)
   if (work_dir / CONFIG_FILE).is_file():
     _check_same_run(work_dir / CONFIG_FILE, settings)
@@ -175,8 +186,21 @@ def _claim_folder(work_dir: Path, settings: Mapping[str, Any]) -> None:
       f'--work_dir={work_dir} holds something that is not a run: name another '
       'folder'
     )
-  if processes.is_first():
-    write_json(work_dir / CONFIG_FILE, settings)
+  write_json(work_dir / CONFIG_FILE, settings)
+
+
+def _not_shared(work_dir: Path) -> InputError:
+  return InputError(
+    f'--work_dir={work_dir} is not one folder of all processes: name one on '
+    'storage that they share'
+  )
+
+
+def _check_shared(work_dir: Path, latest_step: int | None) -> None:
+  """Raises InputError where processes see different checkpoints."""
+  steps = processes.gather(np.array(-1 if latest_step is None else latest_step))
+  if (steps != steps[0]).any():
+    raise _not_shared(work_dir)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +268,11 @@ def fit(
     lambda: set_up(dataset, model_name, model_config, config)
   )
   placement = setup.placement
+  processes.together(
+    lambda: check_memory(
+      setup.state_shapes, placement, saves=work_dir is not None
+    )
+  )
   settings = _settings(dataset, model_name, model_config, setup.config)
   record = Record()
   with contextlib.ExitStack() as stack:
@@ -251,9 +280,9 @@ def fit(
     if work_dir:
       processes.first_then_others(lambda: _claim_folder(work_dir, settings))
       checkpoints = stack.enter_context(Checkpoints(work_dir, placement))
+      _check_shared(work_dir, checkpoints.latest_step)
       if processes.is_first():
         log_path = work_dir / METRICS_FILE
-    processes.together(lambda: check_memory(setup.state_shapes, placement))
     if checkpoints and checkpoints.latest_step is not None:
       state, saved = checkpoints.restore_latest(setup.state_shapes)
       record = Record(**saved)
@@ -262,8 +291,9 @@ def fit(
     best = (state.params, state.stats)
     if checkpoints and record.best_step >= 0:
       best = checkpoints.restore_best(*best)
-    if log_path:
-      _cut_log(log_path, int(state.step))
+    first_step = int(state.step)
+    if work_dir:
+      processes.together(lambda: log_path and _cut_log(log_path, first_step))
     log = _Log(log_path, report if processes.is_first() else None)
     plan = _Plan(
       dataset,

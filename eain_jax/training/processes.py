@@ -129,7 +129,7 @@ def join_cluster(
     if own:
       _wait_for(address, seconds)
     else:
-      _check_own_address(address)
+      _check_own_address(address, seconds)
   sentence = (
     f'not all processes met at {where} within {seconds} s: check that each of '
     'them runs, and their number; EAIN_START_SECONDS waits longer'
@@ -151,19 +151,31 @@ def join_cluster(
     raise InputError(f'joining {where} failed: {reason}') from error
   finally:
     timer.cancel()
+  # Processes that first meet when one of them has much to do first would give
+  # up: gloo, of CPUs, waits half a minute for a first meeting alone.
+  multihost_utils.sync_global_devices('joined')
+  gather(np.zeros(1))
   return True
 
 
-def _check_own_address(address: str) -> None:
-  """Raises InputError where process 0 cannot be the one at an address."""
+def _check_own_address(address: str, seconds: float) -> None:
+  """Raises InputError where process 0 cannot be the one at an address.
+
+  A cluster may give it a name some seconds after its start.
+  """
   host, _, port = address.rpartition(':')
-  try:
-    found = socket.getaddrinfo(host.strip('[]'), int(port))
-  except OSError as error:
-    raise InputError(
-      f'JAX_COORDINATOR_ADDRESS={address}: the host is unknown '
-      f'({error.strerror or error})'
-    ) from error
+  end = time.monotonic() + seconds
+  while True:
+    try:
+      found = socket.getaddrinfo(host.strip('[]'), int(port))
+      break
+    except OSError as error:
+      if time.monotonic() > end:
+        raise InputError(
+          f'JAX_COORDINATOR_ADDRESS={address}: the host is unknown '
+          f'({error.strerror or error})'
+        ) from error
+      time.sleep(0.2)
   for family, kind, protocol, _, where in found:
     if kind != socket.SOCK_STREAM:
       continue
@@ -193,26 +205,30 @@ def gather(values: np.ndarray) -> np.ndarray:
 
 
 def together(act: Callable[[], T]) -> T:
-  """`act()`, or an InputError in all processes where one of them raises it.
+  """`act()`, or an exception in all processes where one of them raises it.
 
-  Without that the others would wait for ever for the one that failed.
+  In the others it is an InputError. Without that they would wait for ever for
+  the one that failed.
   """
   if jax.process_count() == 1:
     return act()
   result: Any = None
-  message = b''
+  message, failure = b'', None
   try:
     result = act()
-  except InputError as error:
-    message = str(error).encode()[:MAX_MESSAGE] or b'?'
+  except Exception as error:
+    failure = error
+    name = '' if isinstance(error, InputError) else f'{type(error).__name__}: '
+    message = f'{name}{error}'.encode()[:MAX_MESSAGE] or b'?'
   padded = np.zeros(MAX_MESSAGE, np.uint8)
   padded[: len(message)] = np.frombuffer(message, np.uint8)
-  for process, text in enumerate(gather(padded)):
+  told = gather(padded)
+  if failure is not None:
+    raise failure
+  for process, text in enumerate(told):
     said = bytes(text).rstrip(b'\0').decode(errors='replace')
-    if said and not message:
+    if said:
       raise InputError(f'process {process}: {said}')
-  if message:
-    raise InputError(message.decode(errors='replace'))
   return result
 
 

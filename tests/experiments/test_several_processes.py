@@ -204,6 +204,35 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(
   )
 
 
+@pytest.mark.slow
+def test_saves_that_follow_each_other_closely(world, tmp_path):
+  """Each epoch is better than the last: two series are saved at once."""
+  work = tmp_path / 'run'
+  flags = (
+    '--model=dnn',
+    '--batch_size=4000',
+    '--epochs=6',
+    '--early_stopping=9',
+    '--save_every=1',
+  )
+  for parallelism in ('pmap', 'mesh'):
+    command = launched(
+      world, work / parallelism, *flags, f'--parallelism={parallelism}'
+    )
+    start(*command, folder=tmp_path).check()
+    assert result(work / parallelism)['best_epoch'] > 3
+
+
+def test_a_folder_of_each_process_is_refused(world, tmp_path):
+  """As where a cluster mounts no storage that all share."""
+  script = tmp_path / 'train.sh'
+  words = ' '.join(train(world, f'{tmp_path}/run$JAX_PROCESS_ID'))
+  script.write_text(f'exec {sys.executable} -m {words} --parallelism=mesh')
+  run = start(*LAUNCH, 'bash', script, folder=tmp_path)
+  assert run.process.wait(100) == 1
+  assert 'is not one folder of all processes' in run.errors().splitlines()[-1]
+
+
 BAD = {
   'one device': (('--parallelism=none',), 'uses one device, and 2 processes'),
   'devices': (

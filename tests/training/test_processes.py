@@ -59,7 +59,9 @@ def test_nobody_at_the_address():
 @pytest.mark.parametrize('address', ['nowhere.invalid:80', '192.0.2.1:4321'])
 def test_the_first_process_is_elsewhere(address):
   """A name that is none; an address that no machine has (RFC 5737)."""
-  environment = named(JAX_COORDINATOR_ADDRESS=address, JAX_PROCESS_ID='0')
+  environment = named(
+    JAX_COORDINATOR_ADDRESS=address, JAX_PROCESS_ID='0', EAIN_START_SECONDS='1'
+  )
   with pytest.raises(InputError, match=r'host is unknown|cannot listen'):
     processes.join_cluster(never, environment)
 
