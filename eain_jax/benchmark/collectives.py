@@ -10,8 +10,9 @@ OPERATIONS = (
   'all-gather',
   'all-to-all',
   'reduce-scatter',
-  'collective-permute',
   'ragged-all-to-all',
+  'collective-permute',
+  'collective-broadcast',
 )
 _BITS = {'pred': 8, 'bf16': 16}
 # `-start` is the first half of an operation whose `-done` has its result.

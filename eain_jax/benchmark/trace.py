@@ -16,21 +16,13 @@ from typing import Any
 
 import jax
 
+from eain_jax.benchmark import collectives
 from eain_jax.benchmark.measure import Batches
 from eain_jax.benchmark.subject import Subject, signature
 from eain_jax.errors import InputError
 
 TRACED_CALLS = 5
 NUM_OPERATIONS = 15
-COLLECTIVES = (
-  'all-reduce',
-  'all-gather',
-  'all-to-all',
-  'ragged-all-to-all',
-  'reduce-scatter',
-  'collective-permute',
-  'collective-broadcast',
-)
 
 Event = Mapping[str, Any]
 
@@ -59,7 +51,7 @@ def collective_names(hlo: str) -> frozenset[str]:
   return frozenset(
     name
     for name, does in pattern.findall(hlo)
-    if re.sub('-(start|update|done)$', '', does) in COLLECTIVES
+    if re.sub('-(start|update|done)$', '', does) in collectives.OPERATIONS
   )
 
 

@@ -284,30 +284,6 @@ class Placement:
     parts = sorted(logits.addressable_shards, key=lambda s: s.index[0].start)
     return np.concatenate([np.asarray(part.data) for part in parts])
 
-  def place_state(self, state: TrainState) -> TrainState:
-    """A state whose tables are in the order of their rows, as it is to lie.
-
-    Whatever a step finds elsewhere makes it compile once more.
-    """
-    if self.parallelism == 'none':
-      return state
-    if self.parallelism == 'pmap':
-      return jax.device_put(state, self._shardings(state, self._own_mesh))
-    return self.from_canonical(
-      jax.tree.map(
-        lambda leaf, spec: (
-          self._padded(np.asarray(leaf)) if spec == CUT else leaf
-        ),
-        state,
-        self._specs(state),
-      )
-    )
-
-  def _padded(self, table: np.ndarray) -> np.ndarray:
-    rows = table_layout.canonical_rows(len(table), self.num_shards)
-    spare = [(0, rows - len(table))] + [(0, 0)] * (table.ndim - 1)
-    return np.pad(table, spare)
-
   def to_canonical(self, tree: Any) -> Any:
     """Copies to be saved: tables in the order of their rows.
 
@@ -386,13 +362,14 @@ class Placement:
   def from_canonical(self, tree: Any) -> Any:
     """What was restored in the shapes of `canonical_shapes`, as it is to lie.
 
-    On a mesh it also takes arrays of the host.
+    Whatever a step finds elsewhere makes it compile once more. Takes arrays of
+    the host too.
     """
     if self.parallelism == 'none':
       return tree
     if self.parallelism == 'pmap':
       if not self.spans_processes:
-        return tree
+        return jax.device_put(tree, self._shardings(tree, self._own_mesh))
       return jax.tree.map(
         lambda x: multihost_utils.global_array_to_host_local_array(
           x, self.mesh, WHOLE

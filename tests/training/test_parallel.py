@@ -17,9 +17,24 @@ from eain_jax.training.optimizer import make_optimizer
 from eain_jax.training.parallel import make_placement
 from eain_jax.training.setup import choose_placement, set_up
 from eain_jax.training.step import make_train_step
+from eain_jax.training.table_layout import canonical_rows
 
 BATCH_SIZE = 500  # 100 requests; 13 a device of eight, the last has 9
 NUM_STEPS = 50  # of 15 an epoch: the last of an epoch has 42 requests
+
+
+def with_spare_rows(state, placement):
+  """The state with the rows that a mesh adds to tables; see `table_layout`."""
+  if not placement.cuts_tables:
+    return state
+
+  def padded(leaf, spec):
+    if spec != parallel.CUT:
+      return leaf
+    rows = canonical_rows(len(leaf), placement.num_shards)
+    return np.pad(leaf, [(0, rows - len(leaf)), (0, 0)])
+
+  return jax.tree.map(padded, state, parallel.match_rules(state))
 
 
 @pytest.fixture(scope='module')
@@ -36,9 +51,8 @@ def train(dataset, small_config, random_state):
       dataset, BATCH_SIZE, 0, placement.train_shards(config.table_update)
     )
     optimizer = make_optimizer(config, NUM_STEPS)
-    state = placement.place_state(
-      random_state(model, dataset, alone.batch(0), optimizer)
-    )
+    state = random_state(model, dataset, alone.batch(0), optimizer)
+    state = placement.from_canonical(with_spare_rows(state, placement))
     traces = []
     train_step = make_train_step(
       model,
