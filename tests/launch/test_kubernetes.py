@@ -218,6 +218,7 @@ def test_gpu_processes_find_each_other():
     'JAX_COORDINATOR_ADDRESS',
     'JAX_NUM_PROCESSES',
     'JAX_PROCESS_ID',
+    'EAIN_START_SECONDS',
   }
   # Pod 0 of the Job, in the service that JobSet names after itself.
   host = f'{job["metadata"]["name"]}-0.{jobset["metadata"]["name"]}'
@@ -234,8 +235,9 @@ def test_gpu_processes_find_each_other():
 def test_tpu_slice_is_whole():
   jobset = load('jobset_tpu.yaml')
   job, variables = as_job(jobset), environment(jobset)
-  assert variables == {
-    'EAIN_DISTRIBUTED': {'name': 'EAIN_DISTRIBUTED', 'value': 'detect'}
+  assert {name: one['value'] for name, one in variables.items()} == {
+    'EAIN_DISTRIBUTED': 'detect',
+    'EAIN_START_SECONDS': '600',
   }
   pod = job['spec']['template']['spec']
   topology = pod['nodeSelector']['cloud.google.com/gke-tpu-topology']
