@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from eain_jax.reporting.page import render_page, write_text
+from eain_jax.artifacts import write_text
+from eain_jax.reporting.page import render_page
 from eain_jax.reporting.table1 import build_table1
 
 _VOID = {'meta', 'img', 'br', 'link'}
