@@ -194,8 +194,17 @@ def test_a_device_is_a_chip(name, chips):
   assert generation == name.split(':')[0]
 
 
+@pytest.fixture
+def no_cache():
+  """Programs of the other compiler cannot be read back here."""
+  jax.config.update('jax_enable_compilation_cache', False)
+  yield
+  jax.config.update('jax_enable_compilation_cache', True)
+
+
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.usefixtures('no_cache')
 def test_a_billion_rows_on_a_pod():
   """The table, Adam, 65,536 examples with histories of 50, 256 chips."""
   devices, _ = open_topology('v5e:16x16')

@@ -54,6 +54,15 @@ def commands(tmp_path, monkeypatch):
   return make
 
 
+def _as_at_login():
+  """A test run in the background may ignore signals, and so would its children.
+
+  A shell cannot trap what was ignored when it began.
+  """
+  for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start():
   """start(command, **environment): a running program; ended with the test."""
@@ -71,6 +80,7 @@ def start():
       # What a readline() has not taken is left for communicate().
       bufsize=0,
       start_new_session=True,
+      preexec_fn=_as_at_login,
     )
     started.append(process)
     return process
@@ -80,7 +90,9 @@ def start():
     # What a test that fails has left there.
     with contextlib.suppress(ProcessLookupError):
       os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    # Others may hold its pipes; a test that has failed is not to hang too.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.communicate(timeout=5)
 
 
 @pytest.fixture
