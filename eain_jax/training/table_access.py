@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from eain_jax.training.distinct import distinct_ids
+from eain_jax.training.row_update import gather_rows
 
 Tables = Mapping[str, jax.Array]
 
@@ -104,13 +105,9 @@ def rows_of_tables(
     rows: {feature: int32 [Q]}, of `data.row_plan`, of this shard.
     axis_name: mapped axis of the devices, or None.
   """
-  cut = lambda table_VW, rows_Q: table_VW.at[rows_Q].get(
-    mode='fill',
-    fill_value=0,
-    unique_indices=True,
-    indices_are_sorted=True,
-  )
-  seen = {name: cut(tables[name], rows_Q) for name, rows_Q in rows.items()}
+  seen = {
+    name: gather_rows(tables[name], rows_Q) for name, rows_Q in rows.items()
+  }
   if axis_name is None:
     return TableAccess(seen, rows, lambda grads: grads, _alone)
   gather = functools.partial(
