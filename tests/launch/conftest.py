@@ -54,13 +54,14 @@ def commands(tmp_path, monkeypatch):
   return make
 
 
-def _as_at_login():
-  """A test run in the background may ignore signals, and so would its children.
-
-  A shell cannot trap what was ignored when it began.
-  """
-  for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_DFL)
+# A test run in the background may ignore signals, and so would its children: a
+# shell cannot trap what was ignored when it began.
+AS_AT_LOGIN = """
+import os, signal, sys
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+  signal.signal(number, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def start():
     # JAX's flags of the tests are not the user's.
     base = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
     process = subprocess.Popen(
-      [str(word) for word in command],
+      [sys.executable, '-c', AS_AT_LOGIN, *(str(word) for word in command)],
       cwd=ROOT,
       env={**base, **environment},
       stdout=subprocess.PIPE,
@@ -80,7 +81,6 @@ def start():
       # What a readline() has not taken is left for communicate().
       bufsize=0,
       start_new_session=True,
-      preexec_fn=_as_at_login,
     )
     started.append(process)
     return process
