@@ -14,12 +14,10 @@ import rich
 from absl import flags
 
 from eain_jax.artifacts import write_json
-from eain_jax.benchmark import host
 from eain_jax.benchmark.preparation import measure_preparation
 from eain_jax.benchmark.run import Plan, run_benchmark
-from eain_jax.config import BenchmarkConfig, TrainConfig, WorkloadConfig
+from eain_jax.config import BenchmarkConfig, WorkloadConfig
 from eain_jax.data.dataset import open_dataset, refuse_existing
-from eain_jax.errors import InputError
 from eain_jax.reporting import benchmark as reporting
 from experiments import cli, step_flags
 
@@ -39,13 +37,7 @@ def plan_from_flags() -> Plan:
   Raises:
     FlagError: they contradict each other.
   """
-  try:
-    config = cli.config_from_flags(BenchmarkConfig)
-    workload = cli.config_from_flags(WorkloadConfig)
-    train = cli.config_from_flags(TrainConfig)
-    host.limit_cores(config.threads)
-  except InputError as error:
-    raise cli.FlagError(str(error)) from error
+  config, workload, train = step_flags.read(BenchmarkConfig)
   if DATASET_DIR.value:
     if config.sweep == 'items':
       raise cli.FlagError('--sweep=items is of the workload, not --dataset_dir')

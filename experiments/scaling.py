@@ -18,16 +18,14 @@ import rich
 from absl import flags
 
 from eain_jax.artifacts import write_json
-from eain_jax.benchmark import host
 from eain_jax.benchmark.scaling import (
   ScalingPlan,
   make_virtual_devices,
   run_scaling,
 )
 from eain_jax.benchmark.topology import Job, predict_topology
-from eain_jax.config import ScalingConfig, TrainConfig, WorkloadConfig
+from eain_jax.config import ScalingConfig
 from eain_jax.data.dataset import refuse_existing
-from eain_jax.errors import InputError
 from eain_jax.reporting import prediction
 from eain_jax.reporting import scaling as reporting
 from eain_jax.reporting.benchmark import BenchmarkDisplay
@@ -51,15 +49,9 @@ def plan_from_flags() -> ScalingPlan:
   Raises:
     FlagError: they contradict each other.
   """
-  try:
-    config = cli.config_from_flags(ScalingConfig)
-    workload = cli.config_from_flags(WorkloadConfig)
-    train = cli.config_from_flags(TrainConfig)
-    if not train.batch_size:
-      raise InputError('--batch_size=0: name the batch that is to be compared')
-    host.limit_cores(config.threads)
-  except InputError as error:
-    raise cli.FlagError(str(error)) from error
+  config, workload, train = step_flags.read(ScalingConfig)
+  if not train.batch_size:
+    raise cli.FlagError('--batch_size=0: name the batch that is to be compared')
   return ScalingPlan(
     config, workload, cli.model_config_from_flags(config.model), train
   )

@@ -1,8 +1,11 @@
 """The flags of binaries that time single steps: data, training, models."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from eain_jax.config import TrainConfig, WorkloadConfig
+from eain_jax.benchmark import host
+from eain_jax.config import TimingConfig, TrainConfig, WorkloadConfig
+from eain_jax.errors import InputError
 from experiments import cli
 
 # What acts on whole runs alone is no flag where steps are timed.
@@ -15,6 +18,22 @@ _OF_WHOLE_RUNS = (
   'log_every',
   'save_every',
 )
+
+
+def read(config: type[TimingConfig]) -> tuple[Any, WorkloadConfig, TrainConfig]:
+  """What is measured, on what data, trained how; keeps to so many cores.
+
+  Raises:
+    FlagError: a flag's value cannot be.
+  """
+  try:
+    measured = cli.config_from_flags(config)
+    workload = cli.config_from_flags(WorkloadConfig)
+    train = cli.config_from_flags(TrainConfig)
+    host.limit_cores(measured.threads)
+  except InputError as error:
+    raise cli.FlagError(str(error)) from error
+  return measured, workload, train
 
 
 def define(without: Sequence[str] = ()) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +16,10 @@ from eain_jax.reporting.benchmark import (
   plain_table,
   short_number,
   whole_number,
+)
+from eain_jax.reporting.scaling_plot import (
+  label_efficiency,
+  style_scaling_axes,
 )
 
 _IDEAL = '#5c6675'
@@ -186,27 +189,10 @@ def prediction_figure(result: Mapping[str, Any]) -> Figure:
         label=label,
       )
     for row in rows:
-      axes.annotate(
-        percent(row['efficiency']).replace('.0 %', ' %'),
-        (row['chips'], row['ex_s']),
-        xytext=(0, -16),
-        textcoords='offset points',
-        ha='center',
-        fontsize=9,
-        color=color,
+      label_efficiency(
+        axes, row['efficiency'], (row['chips'], row['ex_s']), color
       )
-    axes.set_xscale('log', base=2)
-    axes.set_yscale('log')
-    axes.margins(x=0.08, y=0.12)
-    axes.set_xticks(chips)
-    axes.xaxis.set_major_formatter(lambda value, _: whole_number(value))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(
-      FuncFormatter(lambda value, _: whole_number(value))
-    )
-    axes.tick_params(labelleft=True)
+    style_scaling_axes(axes, chips)
     axes.set_xlabel(f'chips of {result["generation"]}', fontsize=9.5)
   figure.legend(
     *panels[0].get_legend_handles_labels(),

@@ -76,15 +76,39 @@ def _draw_rows(
   )
   for row in rows:
     if row['efficiency'] is not None:
-      axes.annotate(
-        percent(row['efficiency']).replace('.0 %', ' %'),
-        (row['devices'], _speed(row)),
-        xytext=(0, -15),
-        textcoords='offset points',
-        ha='center',
-        fontsize=9,
-        color=color,
+      label_efficiency(
+        axes, row['efficiency'], (row['devices'], _speed(row)), color
       )
+
+
+def label_efficiency(
+  axes: Axes, efficiency: float, place: tuple[float, float], color: Any
+) -> None:
+  """Writes an efficiency below its mark."""
+  axes.annotate(
+    percent(efficiency).replace('.0 %', ' %'),
+    place,
+    xytext=(0, -15),
+    textcoords='offset points',
+    ha='center',
+    fontsize=9,
+    color=color,
+  )
+
+
+def style_scaling_axes(axes: Axes, counts: Sequence[int]) -> None:
+  """Both axes logarithmic, with a tick at each number of devices."""
+  axes.set_xscale('log', base=2)
+  axes.set_yscale('log')
+  axes.margins(x=0.08, y=0.12)
+  axes.set_xticks(counts)
+  axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+  for axis in (axes.xaxis, axes.yaxis):
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(
+      FuncFormatter(lambda value, _: whole_number(value))
+    )
+  axes.tick_params(labelleft=True)
 
 
 def scaling_figure(result: Mapping[str, Any]) -> Figure:
@@ -112,18 +136,7 @@ def scaling_figure(result: Mapping[str, Any]) -> Figure:
     if rows[0]['devices'] == 1:
       _draw_bounds(axes, rows)
     _draw_rows(axes, rows, model)
-    axes.set_xscale('log', base=2)
-    axes.set_yscale('log')
-    axes.margins(x=0.08, y=0.12)
-    axes.set_xticks([row['devices'] for row in rows])
-    axes.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(
-      FuncFormatter(lambda value, _: whole_number(value))
-    )
-    axes.tick_params(labelleft=True)
+    style_scaling_axes(axes, [row['devices'] for row in rows])
     virtual = 'virtual ' if rows[0]['cores'] is not None else ''
     axes.set_xlabel(f'{virtual}devices', fontsize=9.5)
   figure.legend(
