@@ -5,7 +5,6 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
 
 import jax
 import numpy as np
@@ -135,17 +134,12 @@ def resolve_config(
   return _resolve(dataset, model_name, model_config, config)[0]
 
 
-def choose_placement(
-  dataset: Dataset,
-  config: TrainConfig,
-  devices: Sequence[Any] | None = None,
-) -> Placement:
+def choose_placement(dataset: Dataset, config: TrainConfig) -> Placement:
   """The devices that the settings ask for; see `parallel.make_placement`."""
   return make_placement(
     config.parallelism,
     {feature.name: feature.num_rows for feature in dataset.features},
     config.num_devices,
-    devices,
   )
 
 
@@ -157,7 +151,7 @@ def set_up(
 ) -> Setup:
   """The batches, the steps, and what makes the state of step 0.
 
-  Nothing is computed and no state allocated yet.
+  No state is allocated yet.
 
   Raises:
     InputError: the batch or the placement does not suit the devices.
