@@ -13,11 +13,11 @@ import jax
 import rich
 from absl import flags
 
-from eain_jax.artifacts import write_json
+from eain_jax.artifacts import refuse_existing, write_json
 from eain_jax.benchmark.preparation import measure_preparation
 from eain_jax.benchmark.run import Plan, run_benchmark
 from eain_jax.config import BenchmarkConfig, WorkloadConfig
-from eain_jax.data.dataset import open_dataset, refuse_existing
+from eain_jax.data.dataset import open_dataset
 from eain_jax.reporting import benchmark as reporting
 from experiments import cli, step_flags
 

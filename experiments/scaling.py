@@ -17,7 +17,7 @@ import jax
 import rich
 from absl import flags
 
-from eain_jax.artifacts import write_json
+from eain_jax.artifacts import refuse_existing, write_json
 from eain_jax.benchmark.scaling import (
   ScalingPlan,
   make_virtual_devices,
@@ -25,7 +25,6 @@ from eain_jax.benchmark.scaling import (
 )
 from eain_jax.benchmark.topology import Job, predict_topology
 from eain_jax.config import ScalingConfig
-from eain_jax.data.dataset import refuse_existing
 from eain_jax.reporting import prediction
 from eain_jax.reporting import scaling as reporting
 from eain_jax.reporting.benchmark import BenchmarkDisplay

@@ -14,9 +14,9 @@ import numpy as np
 import rich
 from absl import flags
 
-from eain_jax.artifacts import write_json, write_text
+from eain_jax.artifacts import refuse_existing, write_json, write_text
 from eain_jax.config import MODEL_CONFIGS, PrepareConfig, TrainConfig
-from eain_jax.data.dataset import Dataset, open_dataset, refuse_existing
+from eain_jax.data.dataset import Dataset, open_dataset
 from eain_jax.data.prepare import prepare
 from eain_jax.errors import InputError
 from eain_jax.evaluation.evaluator import ceiling

@@ -5,11 +5,15 @@ reader maps the file and lets its pages go when it is done with a block. Pages
 that stay mapped count as memory of the process, though the disk backs them.
 """
 
+import contextlib
+import math
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+from eain_jax.errors import InputError
 
 # Rows that are worked on at a time: they fit the caches of a core with what is
 # made of them, and a call of numpy costs nothing beside them.
@@ -24,6 +28,7 @@ class ColumnWriter:
     self.num_rows = 0
     self._dtype = np.dtype(dtype)
     self._row_shape = row_shape
+    self._row_bytes = self._dtype.itemsize * math.prod(row_shape)
     self._file = path.open('wb')
     self._write_header()
 
@@ -49,10 +54,28 @@ class ColumnWriter:
     self.num_rows += len(rows)
 
   def close(self) -> None:
-    """States the number of rows, and closes the file."""
-    if not self._file.closed:
-      self._file.seek(0)
-      self._write_header()
+    """States the number of rows, closes the file, and checks its size.
+
+    Raises:
+      OSError: the disk is full.
+      InputError: the file is not as long as what was written to it.
+    """
+    if self._file.closed:
+      return
+    self._file.seek(0)
+    self._write_header()
+    expected = self._file.tell() + self.num_rows * self._row_bytes
+    self._file.close()
+    num_bytes = self.path.stat().st_size
+    if num_bytes != expected:
+      raise InputError(
+        f'{self.path} has {num_bytes} bytes of {expected} that were just '
+        'written: its disk fails'
+      )
+
+  def abandon(self) -> None:
+    """Closes the file as it is; what cannot be written is lost."""
+    with contextlib.suppress(OSError):
       self._file.close()
 
 

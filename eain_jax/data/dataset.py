@@ -15,44 +15,25 @@ where its history ends.
 
 import contextlib
 import dataclasses
-import errno
-import hashlib
-import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
+from eain_jax import artifacts
 from eain_jax.config import PrepareConfig
 from eain_jax.data.columns import ColumnWriter, map_column, release
 from eain_jax.data.examples import PARTS, NegativeSampler, Part, make_sampler
 from eain_jax.data.features import Feature, Vocabulary
-from eain_jax.data.lines import hash_file
 from eain_jax.errors import InputError
 
 FORMAT_VERSION = 1
-MANIFEST = 'manifest.json'
-
-
-def _canonical_hash(values: Mapping[str, Any]) -> str:
-  text = json.dumps(values, sort_keys=True, separators=(',', ':'))
-  return hashlib.sha256(text.encode()).hexdigest()
-
-
-def refuse_existing(path: Path, flag: str = '--output_dir') -> None:
-  """Raises InputError where `path` is a file or holds something."""
-  if path.is_file():
-    raise InputError(
-      f'{flag}={path} is a file: name a folder that is not there'
-    )
-  if path.is_dir() and any(path.iterdir()):
-    raise InputError(
-      f'{flag}={path} already holds something: name another, or remove it'
-    )
+_REMEDY = 'prepare the dataset again'
 
 
 def refuse_small_disk(path: Path, num_bytes: int) -> None:
@@ -66,44 +47,6 @@ def refuse_small_disk(path: Path, num_bytes: int) -> None:
       f'{path} would take at least {num_bytes / 1e9:,.1f} GB, and its disk has '
       f'{free / 1e9:,.1f} GB left: name another, or prepare less'
     )
-
-
-@contextlib.contextmanager
-def folder_written_whole(path: Path) -> Iterator[Path]:
-  """A folder to write into that becomes `path` only when the block ends well.
-
-  Files are flushed to the disk before the rename, so a crash leaves either
-  the whole folder or none.
-
-  Raises:
-    InputError: `path` already holds something, cannot be made, or the disk
-      is full.
-  """
-  refuse_existing(path)
-  beside = path.parent / f'.{path.name}.unfinished-{os.getpid()}'
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-  except OSError as error:
-    raise InputError(f'{path} cannot be written: {error.strerror}') from error
-  try:
-    yield beside
-    for file in sorted(beside.rglob('*')):
-      if file.is_file():
-        with file.open('rb') as handle:
-          os.fsync(handle.fileno())
-    if path.is_dir():
-      path.rmdir()
-    beside.rename(path)
-  except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-      raise
-    raise InputError(
-      f'{path} cannot be written: the disk is full, {error.strerror}'
-    ) from error
-  finally:
-    shutil.rmtree(beside, ignore_errors=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +134,35 @@ class Dataset:
     return pl.DataFrame({**table, **self.context_ids})
 
 
+def _write_table(
+  write: Callable[[Path], object],
+  file: Path,
+  num_rows: int,
+  scan: Callable[[Path], pl.LazyFrame],
+) -> None:
+  """Writes a table with polars, and counts its rows in the file.
+
+  Raises:
+    OSError: it cannot be written, which polars says in several ways.
+    InputError: the file does not hold the rows.
+  """
+  try:
+    write(file)
+  except (OSError, pl.exceptions.PolarsError) as error:
+    number = re.search(r'os error (\d+)', str(error))
+    if number is None:
+      raise
+    raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+  found = 0
+  if num_rows:
+    found = scan(file).select(pl.len()).collect().item()
+  if found != num_rows:
+    raise InputError(
+      f'{file} holds {found} rows of {num_rows} that were just written: its '
+      'disk fails'
+    )
+
+
 class DatasetWriter:
   """Writes a dataset's files; its columns grow by pieces.
 
@@ -237,8 +209,9 @@ class DatasetWriter:
     release(*self._mapped)
 
   def close(self) -> None:
+    """Lets go of files, also of columns that were not finished."""
     for writer in self._writers.values():
-      writer.close()
+      writer.abandon()
 
   def finish(
     self,
@@ -260,31 +233,32 @@ class DatasetWriter:
       items: one row an item.
       rejected: file, line, reason, text of each rejected line.
     """
-    self.close()
+    for writer in self._writers.values():
+      writer.close()
     self._mapped.clear()
     shutil.rmtree(self._scratch)
     folder = self.folder
     for name, vocabulary in vocabularies.items():
-      vocabulary.table().write_csv(folder / 'vocabularies' / f'{name}.csv')
-    users.write_parquet(folder / 'users.parquet')
-    items.write_parquet(folder / 'items.parquet')
-    rejected.write_ndjson(folder / 'rejected.jsonl')
-    files = {}
-    for file in sorted(folder.rglob('*')):
-      if file.is_file():
-        files[str(file.relative_to(folder))] = {
-          'bytes': file.stat().st_size,
-          'sha256': hash_file(file),
-        }
-    whole = {
-      'format_version': FORMAT_VERSION,
+      table = vocabulary.table()
+      file = folder / 'vocabularies' / f'{name}.csv'
+      _write_table(table.write_csv, file, len(table), pl.scan_csv)
+    for name, table in (('users', users), ('items', items)):
+      file = folder / f'{name}.parquet'
+      _write_table(table.write_parquet, file, len(table), pl.scan_parquet)
+    file = folder / 'rejected.jsonl'
+    _write_table(rejected.write_ndjson, file, len(rejected), pl.scan_lines)
+    names = [
+      str(file.relative_to(folder))
+      for file in sorted(folder.rglob('*'))
+      if file.is_file()
+    ]
+    return artifacts.write_manifest(
+      folder,
+      names,
+      format_version=FORMAT_VERSION,
       **manifest,
-      'features': [dataclasses.asdict(feature) for feature in features],
-      'files': files,
-    }
-    whole['fingerprint'] = _canonical_hash(whole)
-    (folder / MANIFEST).write_text(json.dumps(whole, indent=2) + '\n')
-    return whole
+      features=[dataclasses.asdict(feature) for feature in features],
+    )
 
 
 @contextlib.contextmanager
@@ -295,40 +269,10 @@ def dataset_written_whole(path: Path) -> Iterator[DatasetWriter]:
     InputError: `path` already holds something, or the disk is full.
   """
   with (
-    folder_written_whole(path) as folder,
+    artifacts.folder_written_whole(path) as folder,
     contextlib.closing(DatasetWriter(folder)) as writer,
   ):
     yield writer
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-  """The manifest of a dataset folder, checked against its own hash.
-
-  Raises:
-    InputError: there is no dataset at `path`, it is of another version, or
-      its manifest was changed.
-  """
-  file = path / MANIFEST
-  if not file.is_file():
-    raise InputError(
-      f'{path} is not a prepared dataset: it holds no {MANIFEST}; make one '
-      'with python -m experiments.prepare_data'
-    )
-  try:
-    manifest = json.loads(file.read_text())
-    stated = manifest.pop('fingerprint')
-  except (ValueError, KeyError, AttributeError, TypeError) as error:
-    raise InputError(f'{file} is damaged: prepare the dataset again') from error
-  if manifest.get('format_version') != FORMAT_VERSION:
-    raise InputError(
-      f'{file} has format version {manifest.get("format_version")}, this '
-      f'version reads {FORMAT_VERSION}: prepare the dataset again'
-    )
-  if _canonical_hash(manifest) != stated:
-    raise InputError(
-      f'{file} was changed after it was written: prepare the dataset again'
-    )
-  return {**manifest, 'fingerprint': stated}
 
 
 def open_dataset(
@@ -348,24 +292,13 @@ def open_dataset(
   if verify not in ('full', 'quick'):
     raise ValueError(f"verify is {verify!r}, neither 'full' nor 'quick'")
   path = Path(path)
-  manifest = read_manifest(path)
-  for name, expected in manifest['files'].items():
-    file = path / name
-    if Path(name).is_absolute() or '..' in Path(name).parts:
-      raise InputError(f'{path / MANIFEST} names {name}, outside the dataset')
-    if not file.is_file():
-      raise InputError(f'{file} is missing: prepare the dataset again')
-    num_bytes = file.stat().st_size
-    differs = ''
-    if num_bytes != expected['bytes']:
-      differs = f'it has {num_bytes} bytes of {expected["bytes"]}'
-    elif verify == 'full' and hash_file(file) != expected['sha256']:
-      differs = 'its sha256 differs'
-    if differs:
-      raise InputError(
-        f'{file} is not as it was written ({differs}): prepare the dataset '
-        'again'
-      )
+  if not (path / artifacts.MANIFEST).is_file():
+    raise InputError(
+      f'{path} is not a prepared dataset: it holds no {artifacts.MANIFEST}; '
+      'make one with python -m experiments.prepare_data'
+    )
+  manifest = artifacts.read_manifest(path, _REMEDY, FORMAT_VERSION)
+  artifacts.check_files(path, manifest, verify=verify, remedy=_REMEDY)
   columns = {
     name.removeprefix('columns/').removesuffix('.npy'): map_column(path / name)
     for name in manifest['files']

@@ -10,13 +10,13 @@ import numpy as np
 import polars as pl
 
 import eain_jax
+from eain_jax.artifacts import refuse_existing
 from eain_jax.config import PrepareConfig
 from eain_jax.data import examples, features
 from eain_jax.data.amazon import read_amazon
 from eain_jax.data.dataset import (
   DatasetWriter,
   dataset_written_whole,
-  refuse_existing,
   refuse_small_disk,
 )
 from eain_jax.data.events import EventLog, k_core

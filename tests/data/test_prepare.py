@@ -341,7 +341,7 @@ def test_every_file_of_a_dataset_is_checked(tmp_path):
       continue
     before = file.read_bytes()
     touch_bytes(file)
-    with pytest.raises(InputError, match='is not as it was written'):
+    with pytest.raises(InputError, match='was changed after it was written'):
       open_dataset(folder)
     file.unlink()
     with pytest.raises(InputError, match='is missing'):
@@ -383,7 +383,7 @@ def test_a_quick_look_reads_no_column(tmp_path, monkeypatch):
   prepare(PrepareConfig(synthetic=True, num_events=200_000), folder)
   opened = []
   monkeypatch.setattr(
-    'eain_jax.data.dataset.hash_file', lambda file: opened.append(file)
+    'eain_jax.artifacts.hash_file', lambda file: opened.append(file)
   )
   dataset = open_dataset(folder, verify='quick')
   assert not opened
