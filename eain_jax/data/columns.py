@@ -8,8 +8,10 @@ that stay mapped count as memory of the process, though the disk backs them.
 import contextlib
 import math
 import mmap
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from eain_jax.errors import InputError
 # Rows that are worked on at a time: they fit the caches of a core with what is
 # made of them, and a call of numpy costs nothing beside them.
 BLOCK_ROWS = 1 << 19
+_READ_BYTES = 1 << 20
 
 
 class ColumnWriter:
@@ -26,6 +29,7 @@ class ColumnWriter:
   def __init__(self, path: Path, dtype: np.dtype, row_shape: tuple[int, ...]):
     self.path = path
     self.num_rows = 0
+    self._checksum = 0
     self._dtype = np.dtype(dtype)
     self._row_shape = row_shape
     self._row_bytes = self._dtype.itemsize * math.prod(row_shape)
@@ -50,27 +54,35 @@ class ColumnWriter:
         f'{self.path} holds {self._dtype} {list(self._row_shape)}, not '
         f'{rows.dtype} {list(rows.shape[1:])}'
       )
-    self._file.write(np.ascontiguousarray(rows).data)
+    rows = np.ascontiguousarray(rows)
+    self._file.write(rows.data)
+    self._checksum = zlib.crc32(rows.data, self._checksum)
     self.num_rows += len(rows)
 
   def close(self) -> None:
-    """States the number of rows, closes the file, and checks its size.
+    """States the number of rows, closes the file, and reads it again.
 
     Raises:
       OSError: the disk is full.
-      InputError: the file is not as long as what was written to it.
+      InputError: the file does not hold what was written to it.
     """
     if self._file.closed:
       return
     self._file.seek(0)
     self._write_header()
-    expected = self._file.tell() + self.num_rows * self._row_bytes
+    begin = self._file.tell()
     self._file.close()
-    num_bytes = self.path.stat().st_size
-    if num_bytes != expected:
+    checksum = 0
+    with self.path.open('rb') as file:
+      file.seek(begin)
+      while block := file.read(_READ_BYTES):
+        checksum = zlib.crc32(block, checksum)
+      num_bytes = file.tell() - begin
+    expected = self.num_rows * self._row_bytes
+    if (num_bytes, checksum) != (expected, self._checksum):
       raise InputError(
-        f'{self.path} has {num_bytes} bytes of {expected} that were just '
-        'written: its disk fails'
+        f'{self.path} does not hold the {expected} bytes that were just '
+        'written to it: its disk fails'
       )
 
   def abandon(self) -> None:
@@ -79,9 +91,47 @@ class ColumnWriter:
       self._file.close()
 
 
+def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+  """Shape and type of the array of a .npy file, up to where its values begin.
+
+  Raises:
+    ValueError: it is no file as `ColumnWriter` makes them.
+  """
+  version = np.lib.format.read_magic(file)
+  # Others have headers of up to 4 GB.
+  if version != (1, 0):
+    raise ValueError(f'it is of format {version}')
+  shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+  # A Python object in a file is a program.
+  if is_fortran or dtype.kind not in 'if' or not dtype.isnative:
+    raise ValueError(f'it holds {dtype}{", column by column" * is_fortran}')
+  if min(shape, default=-1) < 0:
+    raise ValueError(f'it holds an array of {list(shape)}')
+  return shape, dtype
+
+
 def map_column(path: Path) -> np.ndarray:
-  """The column, read-only; nothing of it is read before it is looked at."""
-  return np.load(path, mmap_mode='r', allow_pickle=False)
+  """The column, read-only; nothing of it is read before it is looked at.
+
+  Raises:
+    InputError: the file is no column, or not as long as its header says.
+  """
+  with path.open('rb') as file:
+    try:
+      shape, dtype = _read_header(file)
+    # The header is a text that numpy parses as Python's literals, and what a
+    # hostile one makes of that is not for us to list.
+    except Exception as error:
+      raise InputError(f'{path} is no column: {error}') from error
+    begin = file.tell()
+    num_bytes = path.stat().st_size - begin
+  expected = math.prod(shape) * dtype.itemsize
+  if num_bytes != expected:
+    raise InputError(
+      f'{path} states {list(shape)} of {dtype}, {expected} bytes, and has '
+      f'{num_bytes}'
+    )
+  return np.memmap(path, dtype, 'r', begin, shape)
 
 
 def release(*columns: np.ndarray) -> None:
