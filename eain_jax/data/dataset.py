@@ -30,10 +30,15 @@ from eain_jax.config import PrepareConfig
 from eain_jax.data.columns import ColumnWriter, map_column, release
 from eain_jax.data.examples import PARTS, NegativeSampler, Part, make_sampler
 from eain_jax.data.features import Feature, Vocabulary
+from eain_jax.data.soundness import (
+  REMEDY,
+  Inspection,
+  check_fields,
+  map_columns,
+)
 from eain_jax.errors import InputError
 
 FORMAT_VERSION = 1
-_REMEDY = 'prepare the dataset again'
 
 
 def refuse_small_disk(path: Path, num_bytes: int) -> None:
@@ -282,12 +287,14 @@ def open_dataset(
 
   Args:
     path: its folder.
-    verify: 'full' reads every file and checks its hash. 'quick' checks the
-      manifest's own hash, and that every file is there and of its size: for
-      the processes beside one that has looked at all.
+    verify: 'full' reads every file, checks its hash, and that every id is
+      within its table. 'quick' checks the manifest's own hash, that every file
+      is there and of its size, and what has a row a user or an item: for the
+      processes beside one that has looked at all.
 
   Raises:
-    InputError: no dataset there, or a file is missing or changed.
+    InputError: no dataset there, or a file is missing, changed, or holds what
+      cannot be used.
   """
   if verify not in ('full', 'quick'):
     raise ValueError(f"verify is {verify!r}, neither 'full' nor 'quick'")
@@ -297,13 +304,14 @@ def open_dataset(
       f'{path} is not a prepared dataset: it holds no {artifacts.MANIFEST}; '
       'make one with python -m experiments.prepare_data'
     )
-  manifest = artifacts.read_manifest(path, _REMEDY, FORMAT_VERSION)
-  artifacts.check_files(path, manifest, verify=verify, remedy=_REMEDY)
-  columns = {
-    name.removeprefix('columns/').removesuffix('.npy'): map_column(path / name)
-    for name in manifest['files']
-    if name.startswith('columns/')
-  }
+  manifest = artifacts.read_manifest(path, REMEDY, FORMAT_VERSION)
+  artifacts.check_files(path, manifest, verify=verify, remedy=REMEDY)
+  check_fields(path, manifest)
+  columns = map_columns(path, manifest)
+  inspection = Inspection(path, manifest, columns)
+  inspection.check_tables()
+  if verify == 'full':
+    inspection.check_columns()
   prefixed = lambda prefix: {
     name.removeprefix(prefix): column
     for name, column in columns.items()
