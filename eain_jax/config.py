@@ -461,6 +461,9 @@ class TrainConfig(Settings):
   save_every: int = setting(
     500, 'Steps between two checkpoints within an epoch.', at_least=1
   )
+  input_timeout: int = setting(
+    600, 'Seconds to wait for a batch before the run is given up.', at_least=1
+  )
   seed: int = setting(
     0, 'Of parameters, order, negatives, dropout.', at_least=0
   )

@@ -9,5 +9,8 @@ class InputError(Exception):
   """Bad input: one sentence that names file, line and value, and what to do."""
 
 
-class Interrupted(Exception):
-  """A run was told to stop and has saved its state."""
+class Interrupted(BaseException):
+  """A command was told to stop; what it is to go on from is saved.
+
+  As KeyboardInterrupt, no handler of errors takes it for one.
+  """

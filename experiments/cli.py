@@ -4,12 +4,13 @@ Exit codes: 0 success; 1 bad input, with one sentence; 2 bad flags; 75 told to
 stop, and saved.
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -17,9 +18,9 @@ from absl import app, flags, logging
 from eain_jax.config import MODEL_CONFIGS, ModelConfig, Settings
 from eain_jax.data.dataset import Dataset, open_dataset
 from eain_jax.errors import InputError, Interrupted
+from eain_jax.stopping import STOPPED, Stop, stop_signals
 
 FLAGS = flags.FLAGS
-STOPPED = 75
 
 
 class FlagError(Exception):
@@ -181,6 +182,14 @@ def _end(code: int, name: str = '', why: str = '') -> None:
   os._exit(code)
 
 
+@contextlib.contextmanager
+def _as_one(stop: Stop) -> Iterator[None]:
+  """Of several processes none stops by itself: all do, before one step."""
+  stop.can_end = False
+  with stop.held():
+    yield
+
+
 def run(main: Callable[[], None], *, takes_processes: bool = False) -> None:
   """Runs a binary: parses flags, calls `main`, turns errors to exit codes.
 
@@ -191,33 +200,35 @@ def run(main: Callable[[], None], *, takes_processes: bool = False) -> None:
   def wrapped(argv: list[str]) -> None:
     name = argv[0].rsplit('/', 1)[-1].removesuffix('.py')
     is_joined, code = False, 0
-    try:
-      if len(argv) > 1:
-        raise FlagError(f'{argv[1]!r} is not a flag: write --name=value')
-      # Orbax reports every step of a save at INFO.
-      logging.set_verbosity(logging.WARNING)
-      if takes_processes:
-        # Here, for preparation needs no jax.
-        from eain_jax.training import processes
+    with stop_signals() as stop:
+      try:
+        if len(argv) > 1:
+          raise FlagError(f'{argv[1]!r} is not a flag: write --name=value')
+        # Orbax reports every step of a save at INFO.
+        logging.set_verbosity(logging.WARNING)
+        if takes_processes:
+          # Here, for preparation needs no jax.
+          from eain_jax.training import processes
 
-        is_joined = processes.join_cluster(lambda why: _end(1, name, why))
-      elif int(os.environ.get('JAX_NUM_PROCESSES') or 1) > 1:
-        raise InputError('runs in one process: start it without a launcher')
-      main()
-    except FlagError as error:
-      print(f'{name}: {error}', file=sys.stderr)
-      code = 2
-    except InputError as error:
-      print(f'{name}: {error}', file=sys.stderr)
-      code = 1
-    except Interrupted as error:
-      print(f'{name}: {error}; the same command goes on', file=sys.stderr)
-      code = STOPPED
-    except Exception:
-      if not is_joined:
-        raise
-      traceback.print_exc()
-      code = 1
+          is_joined = processes.join_cluster(lambda why: _end(1, name, why))
+        elif int(os.environ.get('JAX_NUM_PROCESSES') or 1) > 1:
+          raise InputError('runs in one process: start it without a launcher')
+        with _as_one(stop) if is_joined else contextlib.nullcontext():
+          main()
+      except FlagError as error:
+        print(f'{name}: {error}', file=sys.stderr)
+        code = 2
+      except InputError as error:
+        print(f'{name}: {error}', file=sys.stderr)
+        code = 1
+      except Interrupted as error:
+        print(f'{name}: {error}; the same command goes on', file=sys.stderr)
+        code = STOPPED
+      except Exception:
+        if not is_joined:
+          raise
+        traceback.print_exc()
+        code = 1
     if code not in (0, STOPPED) and is_joined:
       _end(code)
     sys.exit(code)

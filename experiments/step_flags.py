@@ -12,6 +12,7 @@ from experiments import cli
 _OF_WHOLE_RUNS = (
   'epochs',
   'early_stopping',
+  'input_timeout',
   'plateau_factor',
   'plateau_patience',
   'valid_negatives',

@@ -25,6 +25,11 @@ from eain_jax.reporting.page import render_page
 from eain_jax.reporting.plots import plot_auc, plot_training_curves
 from eain_jax.reporting.table1 import Run, build_table1, render_markdown
 from eain_jax.training import loop, processes
+from eain_jax.training.run_folder import (
+  FREE_SETTINGS,
+  METRICS_FILE,
+  RESULT_FILE,
+)
 from experiments import cli
 
 OUTPUT_DIR = flags.DEFINE_string(
@@ -99,7 +104,7 @@ def run_folder(output_dir: Path, model: str, seed: int) -> Path:
 
 def train(dataset: Dataset, model: str, seed: int, folder: Path) -> None:
   """Trains one model and seed; a finished run is not repeated."""
-  is_finished = np.array((folder / loop.RESULT_FILE).is_file())
+  is_finished = np.array((folder / RESULT_FILE).is_file())
   if processes.gather(is_finished).all():
     return
   model_config = cli.model_config_from_flags(model, ignore_unused=True)
@@ -116,7 +121,7 @@ def read(dataset: Dataset, model: str, seed: int, folder: Path) -> Run:
   """A finished run."""
   model_config = cli.model_config_from_flags(model, ignore_unused=True)
   config = cli.config_from_flags(TrainConfig, seed=seed)
-  records = (folder / loop.METRICS_FILE).read_text().splitlines()
+  records = (folder / METRICS_FILE).read_text().splitlines()
   settings = loop.run_config(dataset, model, model_config, config)
   # Where a dataset lies says nothing about the numbers.
   settings['dataset'].pop('path')
@@ -124,7 +129,7 @@ def read(dataset: Dataset, model: str, seed: int, folder: Path) -> Run:
     model,
     seed,
     settings,
-    json.loads((folder / loop.RESULT_FILE).read_text()),
+    json.loads((folder / RESULT_FILE).read_text()),
     [json.loads(line) for line in records],
   )
 
@@ -132,7 +137,7 @@ def read(dataset: Dataset, model: str, seed: int, folder: Path) -> Run:
 def wanted(plan: dict) -> dict:
   """A plan without the devices, on which it does not depend."""
   config = plan['train_config']
-  kept = {k: v for k, v in config.items() if k not in loop.FREE_SETTINGS}
+  kept = {k: v for k, v in config.items() if k not in FREE_SETTINGS}
   return {**plan, 'train_config': kept}
 
 

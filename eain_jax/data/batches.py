@@ -9,6 +9,10 @@ packed axes have few static sizes, so a step is compiled a handful of times.
 import collections
 import concurrent.futures
 import dataclasses
+import math
+import queue
+import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +36,7 @@ from eain_jax.data.row_plan import (
   plan_rows,
   planned_rows,
 )
+from eain_jax.errors import InputError
 
 # A batch is a dict of arrays, R requests of C candidates, U items, N events:
 #   items      {feature: int32 [U] or [U, W]}  the distinct items; 0 is padding
@@ -52,6 +57,8 @@ Batch = dict
 
 GROWTH = 1.25
 SIZE_MULTIPLE = 128
+# Of a wait for a batch, between two looks around.
+WAIT_SECONDS = 1.0
 # Of what a shard asks of one of many owners, which is little.
 CAPACITY_MULTIPLE = 4
 
@@ -704,21 +711,65 @@ def make_eval_stream(
 
 
 def prefetch(
-  make: Callable[[Any], Any], of: Iterable[Any], *, ahead: int = 4
+  make: Callable[[Any], Any],
+  of: Iterable[Any],
+  *,
+  ahead: int = 4,
+  timeout: float = math.inf,
+  while_waiting: Callable[[], None] | None = None,
 ) -> Generator[Any]:
   """make(x) for each x of `of`, in order, made ahead by two threads.
 
-  An exception in `make` reaches the caller at its batch.
+  An exception in `make` reaches the caller at its batch. The threads are
+  daemons: one that hangs in a disk that does not answer holds up nobody.
+
+  Args:
+    make: makes a batch.
+    of: what it makes them of.
+    ahead: batches that may wait for the caller.
+    timeout: seconds that a batch may let the caller wait.
+    while_waiting: is called about every second of that, and may raise.
+
+  Raises:
+    InputError: a batch did not come in time.
   """
-  with concurrent.futures.ThreadPoolExecutor(2, 'batches') as pool:
-    pending: collections.deque = collections.deque()
-    try:
-      for argument in of:
-        pending.append(pool.submit(make, argument))
-        if len(pending) > ahead:
-          yield pending.popleft().result()
-      while pending:
-        yield pending.popleft().result()
-    finally:
-      for future in pending:
-        future.cancel()
+  work: queue.SimpleQueue = queue.SimpleQueue()
+
+  def run() -> None:
+    while (task := work.get()) is not None:
+      future, argument = task
+      if future.set_running_or_notify_cancel():
+        try:
+          future.set_result(make(argument))
+        except BaseException as error:
+          future.set_exception(error)
+
+  def wait(future: concurrent.futures.Future) -> Any:
+    end = time.monotonic() + timeout
+    while not concurrent.futures.wait([future], WAIT_SECONDS).done:
+      if while_waiting is not None:
+        while_waiting()
+      if time.monotonic() > end:
+        raise InputError(
+          f'no batch has come for {timeout:g} seconds: look whether the disk '
+          'of the dataset answers, or give it more time with --input_timeout'
+        )
+    return future.result()
+
+  for number in range(2):
+    threading.Thread(target=run, name=f'batches{number}', daemon=True).start()
+  pending: collections.deque[concurrent.futures.Future] = collections.deque()
+  try:
+    for argument in of:
+      future: concurrent.futures.Future = concurrent.futures.Future()
+      pending.append(future)
+      work.put((future, argument))
+      if len(pending) > ahead:
+        yield wait(pending.popleft())
+    while pending:
+      yield wait(pending.popleft())
+  finally:
+    for future in pending:
+      future.cancel()
+    for _ in range(2):
+      work.put(None)

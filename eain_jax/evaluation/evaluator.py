@@ -43,6 +43,7 @@ def score_part(
   score: Callable[[Mapping], Any],
   stream: EvalStream,
   gather: Callable[[np.ndarray], np.ndarray] = lambda values: values[None],
+  timeout: float = math.inf,
 ) -> ScoredPart:
   """Scores every example of a part.
 
@@ -51,6 +52,7 @@ def score_part(
       C].
     stream: the batches; this process scores its own shards of each.
     gather: [processes, ...] from the same array of each process.
+    timeout: seconds to wait for a batch; see `prefetch`.
   """
   part, dataset = stream.packer.part, stream.packer.dataset
   num_candidates, size = stream.num_candidates, stream.packer.num_requests
@@ -59,7 +61,9 @@ def score_part(
   logit_GSRC = np.stack(
     [
       np.asarray(score(batch)).reshape(own, size, num_candidates)
-      for batch in prefetch(stream.batch, range(stream.num_batches))
+      for batch in prefetch(
+        stream.batch, range(stream.num_batches), timeout=timeout
+      )
     ]
   )
   # [batches, processes, own shards, R, C]: the order of the part.

@@ -1,31 +1,31 @@
 """The loop: evaluate, save, next batch, step, log; do not change the order.
 
 The state at the top of the loop is the state before batch `step`. What the
-loop itself remembers (best so far, counters) is saved with the state, and the
-log is cut back to the restored step, so a run that is started again goes on as
-if it had never stopped.
+loop itself remembers (best so far, counters) and the log so far are saved with
+the state, so a run that is started again goes on as if it had never stopped.
 """
 
 import collections
 import contextlib
 import dataclasses
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
 import eain_jax
-from eain_jax.artifacts import write_json, write_text
+from eain_jax.artifacts import write_json, write_manifest
 from eain_jax.config import ModelConfig, TrainConfig
 from eain_jax.data.batches import EvalStream, make_eval_stream, prefetch
 from eain_jax.data.dataset import Dataset
 from eain_jax.errors import InputError, Interrupted
 from eain_jax.evaluation import evaluator
+from eain_jax.locking import locked_folder
+from eain_jax.stopping import Stop, stop_signals
 from eain_jax.training import processes
 from eain_jax.training.agreement import AgreedBatches
 from eain_jax.training.checkpoint import Checkpoints
@@ -34,20 +34,22 @@ from eain_jax.training.device_memory import check_memory
 from eain_jax.training.memory import release_freed_memory
 from eain_jax.training.optimizer import set_plateau_factor
 from eain_jax.training.parallel import Placement
+from eain_jax.training.run_folder import (
+  CONFIG_FILE,
+  METRICS_FILE,
+  RESULT_FILE,
+  check_shared,
+  claim_folder,
+  settings_of,
+)
+from eain_jax.training.run_log import Report, RunLog
 from eain_jax.training.setup import Setup, resolve_config, set_up
 from eain_jax.training.state import TrainState
 from eain_jax.training.step import ScoreFn
-from eain_jax.training.stopping import stop_signals
 
 EVAL_BATCH_SIZE = 16_384
-CONFIG_FILE, METRICS_FILE, RESULT_FILE = (
-  'config.json',
-  'metrics.jsonl',
-  'result.json',
-)
-# A run may go on on other devices than it began on.
-FREE_SETTINGS = ('parallelism', 'num_devices', 'data_placement')
-Report = Callable[[Mapping[str, Any]], None]
+# Several processes ask each other whether to stop, once in so many batches.
+EVAL_BATCHES_A_MEETING = 16
 
 
 @dataclasses.dataclass
@@ -61,6 +63,7 @@ class Record:
     stale_at_rate: since the best, or since the learning rate fell.
     plateau_factor: on the learning rate.
     evaluated_step: the last step that was evaluated.
+    saved: step and evaluated step of the checkpoint that it went into last.
     seconds: training time so far, without evaluations.
     seconds_waiting: of these, for the input.
   """
@@ -71,6 +74,7 @@ class Record:
   stale_at_rate: int = 0
   plateau_factor: float = 1.0
   evaluated_step: int = 0
+  saved: tuple[int, int] = (0, 0)
   seconds: float = 0.0
   seconds_waiting: float = 0.0
 
@@ -83,124 +87,7 @@ def run_config(
 ) -> dict[str, Any]:
   """What identifies a run; written as `config.json`."""
   config = resolve_config(dataset, model_name, model_config, config)
-  return _settings(dataset, model_name, model_config, config)
-
-
-def _settings(
-  dataset: Dataset,
-  model_name: str,
-  model_config: ModelConfig,
-  config: TrainConfig,
-) -> dict[str, Any]:
-  """As `run_config`, of a config with nothing left open."""
-  return {
-    'version': eain_jax.__version__,
-    'dataset': {
-      'path': str(dataset.path.resolve()),
-      'fingerprint': dataset.fingerprint,
-    },
-    'model': model_name,
-    'model_config': model_config.to_dict(),
-    'train_config': config.to_dict(),
-  }
-
-
-def _check_same_run(path: Path, expected: Mapping[str, Any]) -> None:
-  """Raises InputError where `path` belongs to a run with other settings."""
-  found = json.loads(path.read_text())
-  flat = lambda tree: {
-    f'{group}.{name}' if isinstance(values, dict) else group: value
-    for group, values in tree.items()
-    for name, value in (
-      values.items() if isinstance(values, dict) else [('', values)]
-    )
-  }
-  # The dataset's folder may move, its fingerprint may not change.
-  free = {'dataset.path', *(f'train_config.{name}' for name in FREE_SETTINGS)}
-  old, new = flat(found), flat(expected)
-  for name in sorted((old.keys() | new.keys()) - free):
-    if old.get(name) != new.get(name):
-      raise InputError(
-        f'{path.parent} holds a run with {name}={old.get(name)!r}, this one '
-        f'has {new.get(name)!r}: name another --work_dir, or the same settings'
-      )
-
-
-def _cut_log(path: Path, step: int) -> None:
-  """Keeps the records up to a step: what comes later will come again."""
-  if not path.is_file():
-    return
-  kept = []
-  for line in path.read_text(errors='replace').splitlines():
-    try:
-      record = json.loads(line)
-    except ValueError:
-      break  # The process was killed while it wrote this one.
-    if record['step'] <= step:
-      kept.append(record)
-  write_text(path, ''.join(json.dumps(record) + '\n' for record in kept))
-
-
-class _Log:
-  """Appends records to `metrics.jsonl`, and to a report of the caller's."""
-
-  def __init__(self, path: Path | None, report: Report | None):
-    self._file = path.open('a') if path else None
-    self._report = report
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *exc_info):
-    if self._file:
-      self._file.close()
-
-  def __call__(self, **record: Any) -> None:
-    if self._file:
-      self._file.write(json.dumps(record) + '\n')
-      self._file.flush()
-    if self._report:
-      self._report(record)
-
-  def say(self, text: str) -> None:
-    """A line for a person: it goes to the report alone."""
-    if self._report:
-      self._report({'kind': 'note', 'step': 0, 'text': text})
-
-
-def _claim_folder(work_dir: Path, settings: Mapping[str, Any]) -> None:
-  """Makes a run's folder, or checks that it holds this very run.
-
-  The first process has made it when others come.
-  """
-  if not processes.is_first():
-    if not (work_dir / CONFIG_FILE).is_file():
-      raise _not_shared(work_dir)
-    _check_same_run(work_dir / CONFIG_FILE, settings)
-    return
-  work_dir.mkdir(parents=True, exist_ok=True)
-  if (work_dir / CONFIG_FILE).is_file():
-    _check_same_run(work_dir / CONFIG_FILE, settings)
-  elif any(work_dir.iterdir()):
-    raise InputError(
-      f'--work_dir={work_dir} holds something that is not a run: name another '
-      'folder'
-    )
-  write_json(work_dir / CONFIG_FILE, settings)
-
-
-def _not_shared(work_dir: Path) -> InputError:
-  return InputError(
-    f'--work_dir={work_dir} is not one folder of all processes: name one on '
-    'storage that they share'
-  )
-
-
-def _check_shared(work_dir: Path, latest_step: int | None) -> None:
-  """Raises InputError where processes see different checkpoints."""
-  steps = processes.gather(np.array(-1 if latest_step is None else latest_step))
-  if (steps != steps[0]).any():
-    raise _not_shared(work_dir)
+  return settings_of(dataset, model_name, model_config, config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,11 +110,12 @@ class _Plan:
   """All that the loop uses and does not change."""
 
   dataset: Dataset
+  model_name: str
   setup: Setup
   valid: EvalStream
   checkpoints: Checkpoints | None
-  log: _Log
-  stop_asked: Callable[[], bool]
+  log: RunLog
+  stop: Stop
 
   @property
   def config(self) -> TrainConfig:
@@ -264,70 +152,107 @@ def fit(
       suit the devices; the loss is not finite.
     Interrupted: SIGTERM or SIGINT came; the state is saved in `work_dir`.
   """
-  setup = processes.together(
-    lambda: set_up(dataset, model_name, model_config, config)
-  )
-  placement = setup.placement
-  processes.together(
-    lambda: check_memory(
-      setup.state_shapes, placement, saves=work_dir is not None
-    )
-  )
-  settings = _settings(dataset, model_name, model_config, setup.config)
-  record = Record()
   with contextlib.ExitStack() as stack:
-    checkpoints, log_path = None, None
+    stop = stack.enter_context(stop_signals())
+    setup = processes.together(
+      lambda: set_up(dataset, model_name, model_config, config)
+    )
+    placement = setup.placement
+    processes.together(
+      lambda: check_memory(
+        setup.state_shapes, placement, saves=work_dir is not None
+      )
+    )
     if work_dir:
-      processes.first_then_others(lambda: _claim_folder(work_dir, settings))
-      checkpoints = stack.enter_context(Checkpoints(work_dir, placement))
-      _check_shared(work_dir, checkpoints.latest_step)
-      if processes.is_first():
-        log_path = work_dir / METRICS_FILE
-    if checkpoints and checkpoints.latest_step is not None:
-      state, saved = checkpoints.restore_latest(setup.state_shapes)
-      record = Record(**saved)
+      settings = settings_of(dataset, model_name, model_config, setup.config)
+      _claim(stack, work_dir, settings)
+      checkpoints = stack.enter_context(
+        Checkpoints(work_dir, placement, settings)
+      )
+      check_shared(work_dir, checkpoints.steps())
     else:
-      state = setup.make_state()
-    best = (state.params, state.stats)
-    if checkpoints and record.best_step >= 0:
-      best = checkpoints.restore_best(*best)
-    first_step = int(state.step)
-    if work_dir:
-      processes.together(lambda: log_path and _cut_log(log_path, first_step))
-    log = _Log(log_path, report if processes.is_first() else None)
+      checkpoints = None
+    is_first = processes.is_first()
+    log = stack.enter_context(
+      RunLog(work_dir if is_first else None, report if is_first else None)
+    )
+    state, best, record = _begin(setup, checkpoints, log)
     plan = _Plan(
       dataset,
+      model_name,
       setup,
       open_eval_stream(dataset, 'valid', placement, config.valid_negatives),
       checkpoints,
-      stack.enter_context(log),
-      stack.enter_context(stop_signals()),
+      log,
+      stop,
     )
     for note in setup.notes:
-      plan.log.say(note)
-    state, best = _run(plan, state, best, record)
-  step = int(state.step)
+      log.say(note)
+    with stop.held(), stop.may_end():
+      state, best = _run(plan, state, best, record)
+    result = _result(plan, best, record, int(state.step))
+    if work_dir and is_first:
+      write_json(work_dir / RESULT_FILE, result)
+      write_manifest(work_dir, (CONFIG_FILE, METRICS_FILE, RESULT_FILE))
+  return FitResult(result, *best)
+
+
+def _claim(
+  stack: contextlib.ExitStack, work_dir: Path, settings: Mapping[str, Any]
+) -> None:
+  """Locks a run's folder until `stack` is left, and makes sure that it is."""
+
+  def claim() -> None:
+    if processes.is_first():
+      stack.enter_context(locked_folder(work_dir, '--work_dir'))
+    claim_folder(work_dir, settings)
+
+  processes.first_then_others(claim)
+
+
+def _begin(
+  setup: Setup, checkpoints: Checkpoints | None, log: RunLog
+) -> tuple[TrainState, tuple[Any, Any], Record]:
+  """The state, the best so far and the record to go on from, or new ones."""
+  unit = checkpoints and checkpoints.restore(setup.state_shapes, log.say)
+  if unit:
+    processes.together(lambda: log.begin(unit.log, int(unit.state.step)))
+    best = unit.best or (unit.state.params, unit.state.stats)
+    record = Record(**unit.loop)
+    record.saved = (int(unit.state.step), record.evaluated_step)
+    return unit.state, best, record
+  if log.has_content:
+    log.say('the run has no checkpoint yet: it begins anew')
+  processes.together(lambda: log.begin('', 0))
+  state = setup.make_state()
+  return state, (state.params, state.stats), Record()
+
+
+def _result(
+  plan: _Plan, best: tuple[Any, Any], record: Record, step: int
+) -> dict[str, Any]:
+  """The content of `result.json`."""
+  setup, dataset = plan.setup, plan.dataset
   result = {
-    'model': model_name,
+    'model': plan.model_name,
     'version': eain_jax.__version__,
     'dataset': dataset.fingerprint,
-    'seed': config.seed,
+    'seed': setup.config.seed,
     'parameters': setup.num_parameters,
     'best_step': record.best_step,
     'best_epoch': record.best_step / plan.steps_per_epoch,
     'steps': step,
   }
   for name in ('valid', 'test'):
-    stream = open_eval_stream(dataset, name, placement)
-    scored = _score(setup.score_step, placement, stream, *best)
-    result[name] = evaluator.evaluate_scores(dataset, scored)
+    stream = open_eval_stream(dataset, name, setup.placement)
+    result[name] = evaluator.evaluate_scores(
+      dataset, _score(plan, stream, *best)
+    )
   examples = step * setup.stream.num_requests * setup.stream.num_candidates
   result['seconds'] = record.seconds
   result['seconds_waiting_for_input'] = record.seconds_waiting
   result['examples_per_second'] = examples / max(record.seconds, 1e-9)
-  if work_dir and processes.is_first():
-    write_json(work_dir / RESULT_FILE, result)
-  return FitResult(result, *best)
+  return result
 
 
 def open_eval_stream(
@@ -352,15 +277,31 @@ def open_eval_stream(
 
 
 def _score(
-  score_step: ScoreFn, placement: Placement, stream: EvalStream, params, stats
+  plan: _Plan, stream: EvalStream, params, stats
 ) -> evaluator.ScoredPart:
-  """Every process' scores of every example of a part."""
+  """Every process' scores of every example of a part.
+
+  Raises:
+    Interrupted: a process was told to stop; all raise it before one batch.
+  """
+  placement, num_scored = plan.setup.placement, 0
 
   def score(batch):
+    nonlocal num_scored
+    if not placement.spans_processes:
+      plan.stop.check()
+    elif (
+      num_scored % EVAL_BATCHES_A_MEETING == 0
+      and processes.gather(np.array(plan.stop.asked)).any()
+    ):
+      raise Interrupted('told to stop')
+    num_scored += 1
     placed = placement.place_eval_batch(batch)
-    return placement.own_logits(score_step(params, stats, placed))
+    return placement.own_logits(plan.setup.score_step(params, stats, placed))
 
-  return evaluator.score_part(score, stream, processes.gather)
+  return evaluator.score_part(
+    score, stream, processes.gather, plan.config.input_timeout
+  )
 
 
 def evaluate(
@@ -404,14 +345,23 @@ class _Inputs:
   """
 
   def __init__(self, plan: _Plan, step: int):
-    self._setup, self._stop_asked = plan.setup, plan.stop_asked
+    self._setup, self._stop = plan.setup, plan.stop
     self.stops = False
     self._schedule = collections.deque(_schedule(plan, step))
-    self._source = prefetch(self._make, list(self._schedule))
     self._agreed = None
-    if plan.setup.placement.spans_processes and self._schedule:
+    is_alone = not plan.setup.placement.spans_processes
+    self._source = prefetch(
+      self._make,
+      list(self._schedule),
+      timeout=plan.config.input_timeout,
+      while_waiting=plan.stop.check if is_alone else None,
+    )
+    if not is_alone and self._schedule:
       self._agreed = AgreedBatches(
-        self._source, self._setup.stream.batch, step, self._stop_asked
+        self._source,
+        self._setup.stream.batch,
+        step,
+        lambda: self._stop.asked,
       )
 
   def _make(self, call: tuple[int, int]) -> Any:
@@ -423,8 +373,12 @@ class _Inputs:
   def __next__(self) -> tuple[int, Any]:
     """How many steps the next call makes, and what it takes."""
     _, count = self._schedule.popleft()
-    batch = next(self._agreed or self._source)
-    self.stops = self._agreed.stops if self._agreed else self._stop_asked()
+    try:
+      batch = next(self._agreed or self._source)
+    except Interrupted:
+      self.stops = True
+      return count, None
+    self.stops = self._agreed.stops if self._agreed else self._stop.asked
     if self._setup.device_runner is None:
       batch = self._setup.placement.place_batch(batch)
     return count, batch
@@ -453,7 +407,11 @@ def _run(plan: _Plan, state: TrainState, best, record: Record):
     if at_boundary and record.evaluated_step != step:
       jax.block_until_ready(state)
       record.seconds += time.perf_counter() - clock
-      state, best = _evaluate_boundary(plan, state, best, record)
+      try:
+        state, best = _evaluate_boundary(plan, state, best, record)
+      except Interrupted:
+        inputs.close()
+        _end_early(plan, state, record, pending, time.perf_counter())
       clock = time.perf_counter()
     stop = (
       step >= plan.setup.num_steps
@@ -464,15 +422,17 @@ def _run(plan: _Plan, state: TrainState, best, record: Record):
       pending, clock = _save(plan, state, record, pending, clock)
     if stop:
       inputs.close()
+      if plan.checkpoints:
+        plan.checkpoints.wait()
       return state, best
     asked = time.perf_counter()
     count, batch = next(inputs)
     record.seconds_waiting += time.perf_counter() - asked
     if inputs.stops:
       inputs.close()
-      _save(plan, state, record, pending, clock)
-      raise Interrupted(f'told to stop before step {step}')
+      _end_early(plan, state, record, pending, clock)
     state, metrics = train(state, batch)
+    plan.stop.can_end = False  # There is something to save.
     metrics = inputs.observe(metrics)
     step += count
     # One step runs and one waits: each has temporaries of its own.
@@ -491,6 +451,20 @@ def _run(plan: _Plan, state: TrainState, best, record: Record):
       pending = {}
 
 
+def _end_early(
+  plan: _Plan,
+  state: TrainState,
+  record: Record,
+  pending: dict[str, Any],
+  clock: float,
+) -> NoReturn:
+  """Saves the state, if there is somewhere to, and raises Interrupted."""
+  _save(plan, state, record, pending, clock)
+  if plan.checkpoints:
+    plan.checkpoints.wait()
+  raise Interrupted(f'told to stop before step {int(state.step)}')
+
+
 def _save(
   plan: _Plan,
   state: TrainState,
@@ -499,14 +473,16 @@ def _save(
   clock: float,
 ) -> tuple[dict[str, Any], float]:
   """Saves the state; what is still to be logged, and the clock, after that."""
-  if plan.checkpoints is None or int(state.step) == 0:
+  position = (int(state.step), record.evaluated_step)
+  if plan.checkpoints is None or position in ((0, 0), record.saved):
     return pending, clock
   if pending:
     # A record of a step that is saved would not come again.
     _log_training(plan, record, pending)
   now = time.perf_counter()
   record.seconds += now - clock
-  plan.checkpoints.save_latest(state, dataclasses.asdict(record))
+  record.saved = position
+  plan.checkpoints.save(state, dataclasses.asdict(record), plan.log.text())
   return {}, now
 
 
@@ -524,15 +500,20 @@ def _log_training(
       f'the loss is {values["total_loss"]} at step {step}: lower '
       '--learning_rate, or set --clip_norm'
     )
-  waiting = {'seconds_waiting': record.seconds_waiting}
-  plan.log(**{'kind': 'train', **values, 'step': step, **waiting})
+  _log(plan, record, kind='train', **{**values, 'step': step})
+
+
+def _log(plan: _Plan, record: Record, **values: Any) -> None:
+  plan.log(
+    **values, seconds=record.seconds, seconds_waiting=record.seconds_waiting
+  )
 
 
 def _evaluate_boundary(plan: _Plan, state: TrainState, best, record: Record):
   """Evaluates on validation; keeps the best; lets the learning rate fall."""
   config, step = plan.config, int(state.step)
-  setup, params, stats = plan.setup, state.params, state.stats
-  scored = _score(setup.score_step, setup.placement, plan.valid, params, stats)
+  params, stats = state.params, state.stats
+  scored = _score(plan, plan.valid, params, stats)
   if not np.isfinite(scored.logit).all():
     raise InputError(
       f'the scores are not finite after step {step}: lower --learning_rate, '
@@ -562,12 +543,13 @@ def _evaluate_boundary(plan: _Plan, state: TrainState, best, record: Record):
       record.stale_at_rate = 0
       opt_state = set_plateau_factor(state.opt_state, record.plateau_factor)
       state = dataclasses.replace(state, opt_state=opt_state)
-  plan.log(
+  _log(
+    plan,
+    record,
     kind='valid',
     step=step,
     epoch=step / plan.steps_per_epoch,
     learning_rate_factor=record.plateau_factor,
-    seconds=record.seconds,
     **values,
   )
   return state, best

@@ -24,6 +24,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from eain_jax.data.batches import Shards
 from eain_jax.errors import InputError
 from eain_jax.training import table_layout
+from eain_jax.training.checksums import leaf_name
 from eain_jax.training.state import TrainState
 from eain_jax.training.step import ScoreFn, StepFn
 
@@ -43,11 +44,6 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 )
 
 
-def _name(path: Sequence[Any]) -> str:
-  """A leaf's name: 'opt_state/0/mu/tables/item'."""
-  return jax.tree_util.keystr(tuple(path), simple=True, separator='/')
-
-
 def match_rules(
   tree: Any, rules: Sequence[tuple[str, PartitionSpec]] = RULES
 ) -> Any:
@@ -58,7 +54,7 @@ def match_rules(
   """
 
   def spec(path, leaf):
-    name = _name(path)
+    name = leaf_name(path)
     for pattern, found in rules:
       if re.search(pattern, name):
         return found
@@ -328,7 +324,7 @@ class Placement:
     def of_leaf(path, leaf, spec):
       if spec != CUT:
         return leaf
-      num_rows = self.num_rows[_name(path).rsplit('/', 1)[-1]]
+      num_rows = self.num_rows[leaf_name(path).rsplit('/', 1)[-1]]
       return table_layout.to_owners(leaf, self.mesh, num_rows)
 
     def convert(tree):

@@ -1,7 +1,6 @@
 """A finished or unfinished run, opened for use."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from eain_jax.data.dataset import Dataset, open_dataset
 from eain_jax.errors import InputError
 from eain_jax.models import Model, make_model
 from eain_jax.training.checkpoint import Checkpoints
-from eain_jax.training.loop import CONFIG_FILE, EVAL_BATCH_SIZE
+from eain_jax.training.loop import EVAL_BATCH_SIZE
 from eain_jax.training.optimizer import make_optimizer
 from eain_jax.training.parallel import make_placement
+from eain_jax.training.run_folder import CONFIG_FILE, read_settings
 from eain_jax.training.state import init_state
 from eain_jax.training.step import make_score_step
 
@@ -57,16 +57,15 @@ def open_run(
       is another one than it was trained on.
   """
   work_dir = Path(work_dir)
-  file = work_dir / CONFIG_FILE
-  if not file.is_file():
-    raise InputError(f'{work_dir} is not a run: it holds no {CONFIG_FILE}')
+  settings = read_settings(work_dir)
   try:
-    settings = json.loads(file.read_text())
     name, trained_on = settings['model'], settings['dataset']
     model_config = MODEL_CONFIGS[name].from_dict(settings['model_config'])
     config = TrainConfig.from_dict(settings['train_config'])
   except (ValueError, KeyError, TypeError) as error:
-    raise InputError(f'{file} is damaged: train the model again') from error
+    raise InputError(
+      f'{work_dir / CONFIG_FILE} is damaged: train the model again'
+    ) from error
   dataset = open_dataset(dataset_dir or trained_on['path'])
   if dataset.fingerprint != trained_on['fingerprint']:
     raise InputError(
@@ -84,7 +83,9 @@ def open_run(
       jax.random.key(0),
     )
   )
-  placement = make_placement('none', {})
-  with Checkpoints(work_dir, placement) as checkpoints:
-    params, stats = checkpoints.restore_best(shapes.params, shapes.stats)
+  num_rows = {feature.name: feature.num_rows for feature in dataset.features}
+  checkpoints = Checkpoints(
+    work_dir, make_placement('none', num_rows), settings
+  )
+  params, stats = checkpoints.restore_best(shapes.params, shapes.stats)
   return Run(settings, dataset, model, params, stats)

@@ -43,7 +43,11 @@ def test_a_run_learns_and_its_best_is_what_is_kept(dataset, tmp_path):
   lines = (tmp_path / 'w' / 'metrics.jsonl').read_text().splitlines()
   records = [json.loads(line) for line in lines]
   valid = [record for record in records if record['kind'] == 'valid']
-  waited = [r['seconds_waiting'] for r in records if r['kind'] == 'train']
+  times = [
+    json.loads(line)
+    for line in (tmp_path / 'w' / 'timings.jsonl').read_text().splitlines()
+  ]
+  waited = [r['seconds_waiting'] for r in times if r['kind'] == 'train']
   assert waited == sorted(waited)
   assert waited[-1] <= fitted.result['seconds_waiting_for_input']
   assert fitted.result['seconds_waiting_for_input'] < fitted.result['seconds']
