@@ -13,6 +13,7 @@ from eain_jax.training.setup import set_up
 BATCH_SIZE = 320
 CONFIG = TrainConfig(batch_size=BATCH_SIZE, table_update='rowwise')
 ONE = ('none', 0)
+LOOP = {'best_step': 3, 'best_gauc': 0.75}
 
 
 def run_setup(dataset, small_config, parallelism, num_devices):
@@ -50,9 +51,9 @@ def saved(dataset, small_config, tmp_path_factory):
       for number in range(3):
         state, _ = step(state, place(setup.stream.batch(number)))
       folder = tmp_path_factory.mktemp('saved')
-      with Checkpoints(folder, setup.placement) as checkpoints:
-        checkpoints.save_latest(state, {'seconds': 1.5})
+      with Checkpoints(folder, setup.placement, {}) as checkpoints:
         checkpoints.save_best(3, state.params, state.stats)
+        checkpoints.save(state, LOOP, 'the log')
       leaves = on_host(setup, state)
       _, metrics = step(state, place(setup.stream.batch(3)))
       made[key] = folder, leaves, float(metrics['loss'])
@@ -66,12 +67,15 @@ def saved(dataset, small_config, tmp_path_factory):
   ('before', 'after'),
   [
     (('mesh', 4), ONE),
+    (('mesh', 4), ('mesh', 2)),
+    (('mesh', 4), ('mesh', 4)),
     (('mesh', 4), ('mesh', 8)),
     (('mesh', 4), ('mesh', 3)),
     (('mesh', 4), ('pmap', 4)),
     (('mesh', 4), ('mesh', 1)),
     (ONE, ('mesh', 4)),
     (('pmap', 4), ('mesh', 8)),
+    (('pmap', 4), ('pmap', 2)),
     (('pmap', 4), ONE),
   ],
 )
@@ -81,11 +85,10 @@ def test_a_run_goes_on_on_other_devices(
   """Bit-equal leaves, the same next batch, and the loss of it."""
   folder, leaves, loss = saved(*before)
   setup = run_setup(dataset, small_config, *after)
-  with Checkpoints(folder, setup.placement) as checkpoints:
-    state, record = checkpoints.restore_latest(setup.state_shapes)
-    shapes = setup.state_shapes
-    params, stats = checkpoints.restore_best(shapes.params, shapes.stats)
-  assert record == {'seconds': 1.5}
+  checkpoints = Checkpoints(folder, setup.placement, {})
+  unit = checkpoints.restore(setup.state_shapes, pytest.fail)
+  assert (unit.loop, unit.log) == (LOOP, 'the log')
+  state, (params, stats) = unit.state, unit.best
   assert int(state.step) == 3
   found = on_host(setup, state)
   jax.tree.map(np.testing.assert_array_equal, leaves, found)
