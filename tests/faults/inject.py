@@ -9,6 +9,7 @@ between them. The library knows nothing of this: points are patched from here.
 
 import atexit
 import contextlib
+import ctypes
 import errno
 import functools
 import os
@@ -74,11 +75,51 @@ def _renames(passed: Pass) -> list[mock._patch]:
   return [_before(os, name, passed) for name in ('rename', 'replace')]
 
 
+def _steps(passed: Pass) -> list[mock._patch]:
+  """Before the batch of a training step is taken."""
+  from eain_jax.training import loop
+
+  return [_before(loop._Inputs, '__next__', passed)]
+
+
+def _saves(passed: Pass) -> list[mock._patch]:
+  """Before a checkpoint is saved."""
+  from eain_jax.training.checkpoint import Checkpoints
+
+  return [_before(Checkpoints, '_save', passed)]
+
+
+def _shards(passed: Pass) -> list[mock._patch]:
+  """Before a training batch is made, on a thread of its own."""
+  from eain_jax.data.batches import TrainStream
+
+  return [_before(TrainStream, 'batch', passed)]
+
+
+def _evaluations(passed: Pass) -> list[mock._patch]:
+  """Before a batch of an evaluation is scored."""
+  from eain_jax.training.parallel import Placement
+
+  return [_before(Placement, 'place_eval_batch', passed)]
+
+
+def _compilations(passed: Pass) -> list[mock._patch]:
+  """Before jax compiles a program, or reads it from its cache."""
+  from jax._src import compiler
+
+  return [_before(compiler, 'compile_or_get_cached', passed)]
+
+
 POINTS: dict[str, Callable[[Pass], list[mock._patch]]] = {
   'write': _writes,
   'byte': _bytes,
   'fsync': _syncs,
   'rename': _renames,
+  'step': _steps,
+  'save': _saves,
+  'shard': _shards,
+  'evaluation': _evaluations,
+  'compilation': _compilations,
 }
 
 
@@ -92,12 +133,22 @@ def _hang() -> None:
     time.sleep(60)
 
 
+def _block() -> None:
+  """Waits in C for ever, as in a compiler: no signal brings it back."""
+  mutex = ctypes.create_string_buffer(256)
+  lock = ctypes.CDLL(None).pthread_mutex_lock
+  lock(mutex)
+  print('inject: blocks', file=sys.stderr, flush=True)
+  lock(mutex)
+
+
 ACTIONS: dict[str, Callable[[], None]] = {
   'kill': lambda: os.kill(os.getpid(), signal.SIGKILL),
   'term': lambda: os.kill(os.getpid(), signal.SIGTERM),
   'int': lambda: os.kill(os.getpid(), signal.SIGINT),
   'full': _fill_disk,
   'hang': _hang,
+  'block': _block,
 }
 
 

@@ -1,0 +1,197 @@
+"""A run that was interrupted, anywhere and often, ends as one that was not."""
+
+import dataclasses
+import functools
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from eain_jax.config import MODEL_CONFIGS, TrainConfig
+from eain_jax.errors import InputError, Interrupted
+from eain_jax.training import loop
+from eain_jax.training.checkpoint import Checkpoints
+from tests.faults.conftest import hash_state, summary
+from tests.faults.inject import ACTIONS, injected
+
+STEPS = 40
+CONFIG = TrainConfig(
+  batch_size=800,
+  epochs=4,
+  early_stopping=9,
+  plateau_patience=1,
+  learning_rate=0.02,
+  log_every=3,
+  save_every=7,
+)
+# Of Dice it has statistics to restore, too.
+DIN = MODEL_CONFIGS['din'](embedding_dim=4, mlp=(8,), attention=(6,))
+
+
+class Killed(BaseException):
+  """Ends a run as SIGKILL does: nothing more is saved."""
+
+
+def kill():
+  raise Killed
+
+
+@pytest.fixture(scope='module')
+def fit(dataset):
+  """fit(folder): one compiled program serves all runs of the module."""
+  original = loop.set_up
+
+  @functools.cache
+  def once(model_name, model_config, config):
+    return original(dataset, model_name, model_config, config)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, 'set_up', lambda _, *settings: once(*settings))
+    yield lambda folder: loop.fit(dataset, 'din', DIN, CONFIG, folder)
+
+
+@pytest.fixture(scope='module')
+def whole(fit, dataset, tmp_path_factory):
+  """A run that nothing interrupts, and the sha256 of all of its state."""
+  folder = tmp_path_factory.mktemp('whole')
+  fitted = fit(folder)
+  assert fitted.result['steps'] == STEPS
+  # The learning rate has fallen, and the best is not the last.
+  records = (folder / 'metrics.jsonl').read_text().splitlines()
+  assert 0 < fitted.result['best_step'] < STEPS
+  assert json.loads(records[-1])['learning_rate_factor'] < 1
+  return folder, hash_all(dataset, folder)
+
+
+def hash_all(dataset, folder):
+  setup = loop.set_up(dataset, 'din', DIN, CONFIG)
+  settings = json.loads((folder / 'config.json').read_text())
+  checkpoints = Checkpoints(folder, setup.placement, settings)
+  unit = checkpoints.restore(setup.state_shapes, pytest.fail)
+  return hash_state((unit.state, unit.best))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('action', ['term', 'killed'])
+def test_interrupted_at_each_step_of_forty(
+  fit, dataset, whole, tmp_path, action
+):
+  folder, expected = whole
+  act = kill if action == 'killed' else ACTIONS[action]
+  for step in range(1, STEPS + 1):
+    work = tmp_path / str(step)
+    with (
+      pytest.raises((Killed, Interrupted)),
+      injected('step', step, act),
+    ):
+      fit(work)
+    fit(work)
+    assert hash_all(dataset, work) == expected, step
+    assert summary(work) == summary(folder), step
+    shutil.rmtree(work)
+
+
+def test_interrupted_again_and_again(fit, dataset, whole, tmp_path):
+  folder, expected = whole
+  starts = 1
+  while True:
+    try:
+      with injected('step', 3, ACTIONS['term']):
+        fit(tmp_path)
+      break
+    except Interrupted:
+      starts += 1
+  # Two steps a start: the third is refused.
+  assert starts == STEPS // 2
+  assert hash_all(dataset, tmp_path) == expected
+  assert summary(tmp_path) == summary(folder)
+
+
+@pytest.mark.parametrize('number', range(1, 9))
+def test_interrupted_in_an_evaluation(fit, dataset, whole, tmp_path, number):
+  """Four in training, of one batch each; then of validation and test."""
+  folder, expected = whole
+  for act in (ACTIONS['term'], kill):
+    work = tmp_path / act.__name__
+    with injected('evaluation', number, act) as count:
+      if number <= 6:
+        with pytest.raises((Killed, Interrupted)):
+          fit(work)
+      else:
+        fit(work)
+        assert count[0] == 6
+    fit(work)
+    assert hash_all(dataset, work) == expected
+    assert summary(work) == summary(folder)
+
+
+@pytest.mark.parametrize('number', range(1, 12))
+def test_killed_before_a_save(fit, dataset, whole, tmp_path, number):
+  """Between a best and its state, too."""
+  folder, expected = whole
+  with injected('save', number, kill), pytest.raises(Killed):
+    fit(tmp_path)
+  fit(tmp_path)
+  assert hash_all(dataset, tmp_path) == expected
+  assert summary(tmp_path) == summary(folder)
+
+
+def test_a_run_is_one_process(fit, tmp_path):
+  """A second run on a folder is refused while the first is at work."""
+  errors = []
+
+  def again():
+    with pytest.raises(InputError) as caught:
+      fit(tmp_path)
+    errors.append(str(caught.value))
+
+  with injected('step', 5, again):
+    fit(tmp_path)
+  assert 'in use by process' in errors[0]
+  assert (tmp_path / 'result.json').is_file()
+
+
+def test_settings_and_versions_that_differ_are_named(fit, tmp_path):
+  with injected('step', 9, ACTIONS['term']), pytest.raises(Interrupted):
+    fit(tmp_path)
+  file = tmp_path / 'config.json'
+  text = file.read_text()
+  settings = json.loads(text)
+  for change, message in [
+    ({'arithmetic_version': 0}, r'arithmetic_version=0, this one has 1'),
+    ({'libraries': {'jax': '0.1'}}, r"libraries\.jax='0\.1', this one has"),
+    (
+      {'dataset': {'fingerprint': 'f' * 64}},
+      r"dataset\.fingerprint='ffff.*this one has",
+    ),
+    ({'train_config': {'seed': 1}}, r'train_config\.seed=1, this one has 0'),
+  ]:
+    changed = {
+      name: {**value, **change.get(name, {})}
+      if isinstance(value, dict)
+      else change.get(name, value)
+      for name, value in settings.items()
+    }
+    file.write_text(json.dumps(changed))
+    with pytest.raises(InputError, match=message):
+      fit(tmp_path)
+  # Nothing was lost by that.
+  file.write_text(text)
+  assert fit(tmp_path).result['steps'] == STEPS
+
+
+def test_a_batch_that_does_not_come_ends_the_run(dataset, tmp_path):
+  config = dataclasses.replace(CONFIG, input_timeout=1)
+  begin = time.monotonic()
+  with (
+    injected('shard', 30, lambda: time.sleep(30)),
+    pytest.raises(InputError, match='no batch has come for 1 seconds'),
+  ):
+    loop.fit(dataset, 'din', DIN, config, tmp_path)
+  assert time.monotonic() - begin < 25
+  config = dataclasses.replace(CONFIG, input_timeout=600)
+  assert np.isfinite(
+    loop.fit(dataset, 'din', DIN, config, tmp_path).result['test']['auc']
+  )
