@@ -62,6 +62,12 @@ class Stop:
     if self.asked:
       raise Interrupted('told to stop')
 
+  def ignore(self) -> None:
+    """From now on signals do nothing: the command is about to end."""
+    self._before = {}
+    for number in SIGNALS:
+      signal.signal(number, signal.SIG_IGN)
+
   def _install(self) -> None:
     for number in SIGNALS:
       self._before[number] = signal.getsignal(number)

@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from eain_jax.config import MODEL_CONFIGS, ModelConfig, Settings
 from eain_jax.data.dataset import Dataset, open_dataset
 from eain_jax.errors import InputError, Interrupted
-from eain_jax.stopping import STOPPED, Stop, stop_signals
+from eain_jax.stopping import STOPPED, stop_signals
 
 FLAGS = flags.FLAGS
 
@@ -171,9 +171,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _end(code: int, name: str = '', why: str = '') -> None:
-  """Ends one of several processes at once.
+  """Ends the process at once.
 
-  An orderly end would wait for the others, which wait for this one.
+  An orderly end would wait for threads, and for other processes, which may wait
+  for this one.
   """
   if why:
     print(f'{name}: {why}', file=sys.stderr)
@@ -182,12 +183,19 @@ def _end(code: int, name: str = '', why: str = '') -> None:
   os._exit(code)
 
 
-@contextlib.contextmanager
-def _as_one(stop: Stop) -> Iterator[None]:
-  """Of several processes none stops by itself: all do, before one step."""
-  stop.can_end = False
-  with stop.held():
-    yield
+def _hush_orbax() -> None:
+  """What it prints beside what it raises: each step, each failure thrice."""
+  logging.set_verbosity(logging.FATAL)
+  before = sys.unraisablehook
+
+  def hook(unraisable) -> None:
+    code = getattr(unraisable.object, 'cr_code', None)
+    # Writes that go on after another has failed find nobody to tell.
+    is_late = str(unraisable.exc_value) == 'Event loop is closed'
+    if not is_late and (code is None or 'orbax' not in code.co_filename):
+      before(unraisable)
+
+  sys.unraisablehook = hook
 
 
 def run(main: Callable[[], None], *, takes_processes: bool = False) -> None:
@@ -200,12 +208,11 @@ def run(main: Callable[[], None], *, takes_processes: bool = False) -> None:
   def wrapped(argv: list[str]) -> None:
     name = argv[0].rsplit('/', 1)[-1].removesuffix('.py')
     is_joined, code = False, 0
-    with stop_signals() as stop:
+    with stop_signals() as stop, contextlib.ExitStack() as stack:
       try:
         if len(argv) > 1:
           raise FlagError(f'{argv[1]!r} is not a flag: write --name=value')
-        # Orbax reports every step of a save at INFO.
-        logging.set_verbosity(logging.WARNING)
+        _hush_orbax()
         if takes_processes:
           # Here, for preparation needs no jax.
           from eain_jax.training import processes
@@ -213,8 +220,11 @@ def run(main: Callable[[], None], *, takes_processes: bool = False) -> None:
           is_joined = processes.join_cluster(lambda why: _end(1, name, why))
         elif int(os.environ.get('JAX_NUM_PROCESSES') or 1) > 1:
           raise InputError('runs in one process: start it without a launcher')
-        with _as_one(stop) if is_joined else contextlib.nullcontext():
-          main()
+        if is_joined:
+          # None of them stops by itself: all do, before one step.
+          stop.can_end = False
+          stack.enter_context(stop.held())
+        main()
       except FlagError as error:
         print(f'{name}: {error}', file=sys.stderr)
         code = 2
@@ -229,7 +239,10 @@ def run(main: Callable[[], None], *, takes_processes: bool = False) -> None:
           raise
         traceback.print_exc()
         code = 1
-    if code not in (0, STOPPED) and is_joined:
+      if code == STOPPED:
+        stop.ignore()
+    # Threads of a save or of a disk that does not answer hold up nobody.
+    if code == 1 or (code not in (0, STOPPED) and is_joined):
       _end(code)
     sys.exit(code)
 

@@ -10,6 +10,7 @@ and the log so far. All of that is one unit: where a part of it is damaged, an
 older unit is taken. A checkpoint at step s is the state before batch s.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -99,7 +100,8 @@ class Checkpoints:
         raise
     finally:
       for series in self._series.values():
-        series.close()
+        with contextlib.suppress(Exception):  # It fails once more.
+          series.close()
 
   def _open(self, name: str) -> ocp.CheckpointManager:
     """A series to write to; what a killed save has left there is removed."""
@@ -180,11 +182,13 @@ class Checkpoints:
       raise self._save_failed(error) from error
 
   def _save_failed(self, error: Exception) -> InputError:
-    steps = self.steps()
+    steps, reason = self.steps(), _reason(error)
+    if 'No space left' in str(error) or 'RESOURCE_EXHAUSTED' in str(error):
+      reason = 'the disk is full'
     left = f'that of step {steps[0]} is whole' if steps else 'there is none yet'
     return InputError(
       f'a checkpoint could not be written to {self._folder}: '
-      f'{_reason(error)}; {left}: make room, and run the same command again'
+      f'{reason}; {left}: make room, and run the same command again'
     )
 
   def restore(self, shapes: TrainState, say: Callable[[str], None]):

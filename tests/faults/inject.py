@@ -84,9 +84,9 @@ def _steps(passed: Pass) -> list[mock._patch]:
 
 def _saves(passed: Pass) -> list[mock._patch]:
   """Before a checkpoint is saved."""
-  from eain_jax.training.checkpoint import Checkpoints
+  from orbax.checkpoint import CheckpointManager
 
-  return [_before(Checkpoints, '_save', passed)]
+  return [_before(CheckpointManager, 'save', passed)]
 
 
 def _shards(passed: Pass) -> list[mock._patch]:

@@ -225,8 +225,8 @@ def test_the_best_for_use_is_never_an_older_one(saved, restored, tmp_path):
 
 def test_what_is_not_finite_is_not_saved(tmp_path):
   good, bad = make_state(4), make_state(8)
-  bad.params['net']['mlp']['bias'] = bad.params['net']['mlp']['bias'].at[1].set(
-    jnp.nan
+  bad.params['net']['mlp']['bias'] = (
+    bad.params['net']['mlp']['bias'].at[1].set(jnp.nan)
   )
   with open_checkpoints(tmp_path) as checkpoints:
     checkpoints.save(good, {'best_step': -1}, '')
