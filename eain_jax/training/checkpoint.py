@@ -146,7 +146,7 @@ class Checkpoints:
   def _save(self, name: str, step: int, tree, content: Mapping) -> None:
     tree = self._placement.to_canonical(tree)
     checksums = take_checksums(tree, self._placement.num_rows)
-    check_finite(checksums, step)
+    check_finite(checksums, f'before step {step}')
     record = {
       'format_version': FORMAT_VERSION,
       'step': step,

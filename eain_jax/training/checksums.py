@@ -125,13 +125,18 @@ def take_checksums(tree: Any, num_rows: Mapping[str, int]) -> Checksums:
   return Checksums(of_leaf, tuple(not_finite))
 
 
-def check_finite(checksums: Checksums, step: int) -> None:
-  """Raises InputError where a leaf of the state before `step` is not finite."""
-  if not checksums.not_finite:
-    return
-  first, *more = checksums.not_finite
-  raise InputError(
-    f'before step {step} {first} is not finite'
-    + (f', nor are {len(more)} more' if more else '')
-    + ': lower --learning_rate, or set --clip_norm; this state was not saved'
+def check_finite(checksums: Checksums, when: str) -> None:
+  """Raises InputError where a leaf of a state is not finite; `when` it was."""
+  if checksums.not_finite:
+    raise not_finite_error(checksums, when)
+
+
+def not_finite_error(checksums: Checksums, seen: str) -> InputError:
+  """What was seen, and the first leaf of the state that is not finite."""
+  odd = checksums.not_finite
+  named = f', {odd[0]} is not finite' if odd else ''
+  more = f', nor are {len(odd) - 1} more leaves' if len(odd) > 1 else ''
+  return InputError(
+    f'{seen}{named}{more}: lower --learning_rate, or set --clip_norm; the last '
+    'checkpoint is as it was'
   )

@@ -29,6 +29,7 @@ from eain_jax.stopping import Stop, stop_signals
 from eain_jax.training import processes
 from eain_jax.training.agreement import AgreedBatches
 from eain_jax.training.checkpoint import Checkpoints
+from eain_jax.training.checksums import not_finite_error, take_checksums
 from eain_jax.training.device_data import STEPS_A_CALL
 from eain_jax.training.device_memory import check_memory
 from eain_jax.training.memory import release_freed_memory
@@ -442,12 +443,12 @@ def _run(plan: _Plan, state: TrainState, best, record: Record):
     in_flight = metrics
     if pending:
       # The step before is read while this one runs.
-      _log_training(plan, record, pending)
+      _log_training(plan, state, record, pending)
       pending = {}
     if step % config.log_every == 0 or step % per_epoch == 0:
       pending = {'step': step, 'epoch': step / per_epoch, **metrics}
     if pending and step % per_epoch == 0:
-      _log_training(plan, record, pending)
+      _log_training(plan, state, record, pending)
       pending = {}
 
 
@@ -478,7 +479,7 @@ def _save(
     return pending, clock
   if pending:
     # A record of a step that is saved would not come again.
-    _log_training(plan, record, pending)
+    _log_training(plan, state, record, pending)
   now = time.perf_counter()
   record.seconds += now - clock
   record.saved = position
@@ -487,7 +488,7 @@ def _save(
 
 
 def _log_training(
-  plan: _Plan, record: Record, pending: Mapping[str, Any]
+  plan: _Plan, state: TrainState, record: Record, pending: Mapping[str, Any]
 ) -> None:
   # A call of many steps has a value for each; the last is the step's.
   values = {
@@ -496,11 +497,17 @@ def _log_training(
   }
   step = int(pending['step'])
   if not math.isfinite(values['total_loss']):
-    raise InputError(
-      f'the loss is {values["total_loss"]} at step {step}: lower '
-      '--learning_rate, or set --clip_norm'
-    )
+    seen = f'the loss is {values["total_loss"]} at step {step}'
+    raise _not_finite(plan, seen, state)
   _log(plan, record, kind='train', **{**values, 'step': step})
+
+
+def _not_finite(plan: _Plan, seen: str, state: TrainState) -> InputError:
+  """What was seen, and the first layer that has come apart."""
+  placement = plan.setup.placement
+  jax.block_until_ready(state)
+  checksums = take_checksums(placement.to_canonical(state), placement.num_rows)
+  return not_finite_error(checksums, seen)
 
 
 def _log(plan: _Plan, record: Record, **values: Any) -> None:
@@ -515,10 +522,7 @@ def _evaluate_boundary(plan: _Plan, state: TrainState, best, record: Record):
   params, stats = state.params, state.stats
   scored = _score(plan, plan.valid, params, stats)
   if not np.isfinite(scored.logit).all():
-    raise InputError(
-      f'the scores are not finite after step {step}: lower --learning_rate, '
-      'or set --clip_norm'
-    )
+    raise _not_finite(plan, f'scores are not finite after step {step}', state)
   values = evaluator.evaluate_scores(plan.dataset, scored)
   record.evaluated_step = step
   # Without one user of both classes there is no GAUC to select on.

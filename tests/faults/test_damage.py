@@ -58,7 +58,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def restored(saved, tmp_path):
-  """restored(): step, hash and what was said, from a copy that may be harmed."""
+  """restored(): step, hash, what was said; of a copy that may be harmed."""
   shutil.copytree(saved[0], tmp_path, dirs_exist_ok=True)
 
   def restore():
@@ -230,7 +230,7 @@ def test_what_is_not_finite_is_not_saved(tmp_path):
   )
   with open_checkpoints(tmp_path) as checkpoints:
     checkpoints.save(good, {'best_step': -1}, '')
-    with pytest.raises(InputError, match=r'before step 8 params/net/mlp/bias'):
+    with pytest.raises(InputError, match='before step 8, params/net/mlp/bias'):
       checkpoints.save(bad, {'best_step': -1}, '')
   assert open_checkpoints(tmp_path).steps() == [4]
 

@@ -290,7 +290,8 @@ def test_parameters_are_those_that_checkpoints_hold(dataset, small_config):
   assert '\n'.join(text) == GOLDEN.strip(), (
     'The parameters of a model have changed: older checkpoints cannot be '
     'restored, and measured tables no longer hold. If that was intended, put '
-    'the new text here and say so in the commit.'
+    'the new text here, raise ARITHMETIC_VERSION of training/run_folder.py, '
+    'and say so in the commit.'
   )
 
 

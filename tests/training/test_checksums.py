@@ -120,7 +120,7 @@ def test_a_leaf_that_is_missing_or_new_differs():
 def test_what_is_not_finite_is_named_with_its_step(odd):
   values = tree(spare=3)
   values['tables']['item'][50:] = odd
-  check_finite(taken(values), 7)
+  check_finite(taken(values), 'before step 7')
   values['net']['bias'][2] = values['tables']['item'][1, 1] = odd
-  with pytest.raises(InputError, match=r'before step 7 net/bias is not finite'):
-    check_finite(taken(values), 7)
+  with pytest.raises(InputError, match='before step 7, net/bias is not finite'):
+    check_finite(taken(values), 'before step 7')
