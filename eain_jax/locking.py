@@ -144,6 +144,10 @@ def locked_folder(folder: Path, what: str) -> Iterator[None]:
         f'{what}={folder} is in use by {_holder(file)}: wait for it, or name '
         'another folder'
       ) from error
+    except (FileExistsError, NotADirectoryError) as error:
+      raise InputError(
+        f'{what}={folder} is a file, or lies in one: name a folder'
+      ) from error
     except OSError as error:
       reason = 'the disk is full'
       if error.errno != errno.ENOSPC:

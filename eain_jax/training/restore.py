@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -44,13 +44,16 @@ class Run:
 
 
 def open_run(
-  work_dir: str | Path, dataset_dir: str | Path | None = None
+  work_dir: str | Path,
+  dataset_dir: str | Path | None = None,
+  verify: Literal['full', 'quick'] = 'full',
 ) -> Run:
   """Opens a run at its best checkpoint.
 
   Args:
     work_dir: the folder that `train` wrote.
     dataset_dir: the dataset, where it is not at the path of its training.
+    verify: how the dataset is checked; see `open_dataset`.
 
   Raises:
     InputError: there is no run, it has no evaluated checkpoint, or the dataset
@@ -67,7 +70,7 @@ def open_run(
     config = TrainConfig.from_dict(settings['train_config'])
   except (ValueError, KeyError, TypeError) as error:
     raise InputError(f'{file} is damaged: train the model again') from error
-  dataset = open_dataset(dataset_dir or trained_on['path'])
+  dataset = open_dataset(dataset_dir or trained_on['path'], verify=verify)
   if dataset.fingerprint != trained_on['fingerprint']:
     raise InputError(
       f'{work_dir} was trained on another dataset than {dataset.path}: name '
