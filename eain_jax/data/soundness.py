@@ -77,16 +77,18 @@ class Column:
     return f'columns/{self.name}.npy'
 
 
-def check_fields(path: Path, manifest: Mapping[str, Any]) -> None:
-  """Checks that a manifest has its keys, each of its type.
+def checked_fields(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+  """The manifest, all of whose keys are there, each of its type.
+
+  Settings that it was written before have their defaults.
 
   Raises:
-    InputError: it has not.
+    InputError: a key is missing, unknown or of another type.
   """
   file = path / MANIFEST
   try:
     fields = msgspec.convert(manifest, _Manifest)
-    PrepareConfig.from_dict(manifest['config'])
+    config = PrepareConfig.from_dict(manifest['config'])
     for feature in manifest['features']:
       Feature(**feature)
   except (msgspec.ValidationError, TypeError, InputError) as error:
@@ -97,6 +99,8 @@ def check_fields(path: Path, manifest: Mapping[str, Any]) -> None:
     raise InputError(f'{file} does not name the files of each part: {REMEDY}')
   _check_counts(file, fields)
   _check_features(file, fields.features)
+  features = [dataclasses.asdict(feature) for feature in fields.features]
+  return {**manifest, 'config': config.to_dict(), 'features': features}
 
 
 def _check_counts(file: Path, fields: _Manifest) -> None:
@@ -192,7 +196,7 @@ def _part_columns(manifest: Mapping[str, Any], part: str) -> list[Column]:
 
 
 def expected_columns(manifest: Mapping[str, Any]) -> list[Column]:
-  """All columns of a dataset whose manifest `check_fields` has passed."""
+  """All columns of a dataset whose manifest `checked_fields` gave."""
   features = tuple(Feature(**feature) for feature in manifest['features'])
   out = _shared_columns(manifest, features)
   for part in sorted(set(manifest['part_files'].values())):
@@ -300,7 +304,7 @@ class Inspection:
 
   Args:
     path: of the dataset.
-    manifest: that `check_fields` has passed.
+    manifest: that `checked_fields` gave.
     mapped: of `map_columns`.
   """
 
