@@ -13,6 +13,7 @@ from eain_jax import artifacts
 from eain_jax.artifacts import (
   MANIFEST,
   check_manifest,
+  files_written_together,
   folder_written_whole,
   refuse_existing,
   write_json,
@@ -146,7 +147,6 @@ def test_a_file_that_grows_too_large_is_no_half_of_one(tmp_path):
     text=True,
     check=False,
   )
-  assert 'InputError' in done.stderr
   assert 'a cannot be written: the file is larger than' in done.stderr
   assert (names(tmp_path), (tmp_path / 'a').read_text()) == (['a'], 'old')
 
@@ -215,6 +215,28 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(
     (beside / 'whole').write_text('whole')
   assert names(tmp_path) == ['se', 'set']
   assert names(path) == ['whole']
+
+
+def test_files_go_to_their_places_together(tmp_path):
+  for name in ('a', 'b', 'kept'):
+    (tmp_path / name).write_text('old')
+
+  def write(failure=None):
+    with files_written_together(tmp_path, 'report') as beside:
+      (beside / 'a').write_text('new')
+      write_json(beside / MANIFEST, {})
+      if failure:
+        raise failure
+      write_text(beside / 'b', 'new')
+
+  with pytest.raises(Stop):
+    write(Stop)
+  assert names(tmp_path) == ['a', 'b', 'kept']
+  assert {(tmp_path / name).read_text() for name in 'ab'} == {'old'}
+  write()
+  assert names(tmp_path) == ['a', 'b', 'kept', MANIFEST]
+  assert {(tmp_path / name).read_text() for name in 'ab'} == {'new'}
+  assert (tmp_path / 'kept').read_text() == 'old'
 
 
 def make_while_another_does(path):

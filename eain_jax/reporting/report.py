@@ -1,4 +1,4 @@
-"""The report as files: each whole or absent, and a manifest when all are there.
+"""The report as files, all of them or none, and a manifest that says so.
 
     table1.json, table1.md, report.html, auc.png, training_curves.png
     times.json     what training took
@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import eain_jax
-from eain_jax.artifacts import write_json, write_manifest, write_text
+from eain_jax.artifacts import (
+  files_written_together,
+  write_json,
+  write_manifest,
+  write_text,
+)
 from eain_jax.reporting.page import render_page
 from eain_jax.reporting.plots import plot_auc, plot_training_curves
 from eain_jax.reporting.table1 import (
@@ -36,7 +41,7 @@ def write_report(
   ceilings: Mapping[str, Mapping[str, float] | None],
   flags: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Writes all files of a report.
+  """Writes all files of a report, or none.
 
   Args:
     folder: is there.
@@ -53,6 +58,25 @@ def write_report(
   """
   table = build_table1(runs, manifest, ceilings)
   times = training_times(runs)
+  with files_written_together(folder, 'report') as beside:
+    _write_files(beside, table, times, runs, ceilings)
+    write_manifest(
+      beside,
+      (TABLE_FILE, TEXT_FILE, PAGE_FILE, CURVES_FILE, AUC_FILE),
+      version=eain_jax.__version__,
+      dataset=manifest['fingerprint'],
+      flags=dict(flags),
+    )
+  return table, times
+
+
+def _write_files(
+  folder: Path,
+  table: Mapping[str, Any],
+  times: Mapping[str, Any],
+  runs: Sequence[Run],
+  ceilings: Mapping[str, Mapping[str, float] | None],
+) -> None:
   curves, bars = folder / CURVES_FILE, folder / AUC_FILE
   plot_training_curves(runs, curves, ceilings['valid'])
   plot_auc(table, bars)
@@ -61,11 +85,3 @@ def write_report(
   page = render_page(table, {'Test AUC': bars, 'Training curves': curves})
   write_text(folder / PAGE_FILE, page)
   write_json(folder / TIMES_FILE, times)
-  write_manifest(
-    folder,
-    (TABLE_FILE, TEXT_FILE, PAGE_FILE, CURVES_FILE, AUC_FILE),
-    version=eain_jax.__version__,
-    dataset=manifest['fingerprint'],
-    flags=dict(flags),
-  )
-  return table, times
