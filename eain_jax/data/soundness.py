@@ -92,9 +92,9 @@ def checked_fields(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     for feature in manifest['features']:
       Feature(**feature)
   except (msgspec.ValidationError, TypeError, InputError) as error:
-    raise InputError(
-      f'{file} cannot be used, {str(error) or "a key is wrong"}: {REMEDY}'
-    ) from error
+    # It may quote a key, and that an escape sequence for the terminal.
+    why = str(error).encode('unicode_escape').decode()
+    raise InputError(f'{file} cannot be used, {why}: {REMEDY}') from error
   if set(fields.part_files) != set(PARTS):
     raise InputError(f'{file} does not name the files of each part: {REMEDY}')
   _check_counts(file, fields)

@@ -377,7 +377,7 @@ def test_what_a_manifest_should_not_hold_is_refused(copy, where):
     owner = {'top': manifest, 'config': manifest['config']}.get(
       where, manifest['features'][0]
     )
-    owner['surprise'] = 1
+    owner['surprise\x1b[2J'] = 1
 
   sign(folder, add)
   for verify in BOTH:

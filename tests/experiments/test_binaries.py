@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from eain_jax.locking import locked_folder
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / '..' / 'shared' / 'data'
@@ -117,6 +120,38 @@ def test_table1_twice_is_the_same_to_the_last_bit(tmp_path):
   )
   assert again.returncode == 1
   assert 'mf-seed0 does not hold a whole run' in again.stderr
+
+
+def test_a_table1_that_cannot_begin_leaves_nothing(tmp_path, world):
+  out = tmp_path / 'deep' / 'out'
+  flag = f'--output_dir={out}'
+  done = call('table1', flag, f'--dataset_dir={tmp_path / "none"}')
+  assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
+  assert 'is not a prepared dataset' in done.stderr
+  with locked_folder(out, '--output_dir'):
+    done = call('table1', flag, f'--dataset_dir={world}')
+  assert done.returncode == 1
+  assert f'{flag} is in use by process {os.getpid()}' in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1
+  assert not list(tmp_path.iterdir())
+
+
+def test_verify_says_how_a_dataset_is_checked(tmp_path, world):
+  bad = tmp_path / 'bad'
+  shutil.copytree(world, bad)
+  with (bad / 'columns' / 'events.item.npy').open('r+b') as file:
+    file.seek(-1, os.SEEK_END)
+    file.write(b'\x7f')
+  # The settings of the run are refused only after the dataset was opened.
+  flags = (f'--dataset_dir={bad}', f'--work_dir={tmp_path / "run"}')
+  flags = (*flags, '--model=lr', '--parallelism=pmap', '--num_devices=9')
+  done = call('train', *flags)
+  assert done.returncode == 1
+  assert 'events.item.npy was changed after it was written' in done.stderr
+  done = call('train', *flags, '--verify=quick')
+  assert done.returncode == 1
+  assert 'was changed' not in done.stderr
+  assert 'Traceback' not in done.stderr
 
 
 @pytest.mark.slow
