@@ -132,7 +132,7 @@ def _beside(
   """What is made beside `path`, whose place it takes if the block ends well."""
   with contextlib.ExitStack() as stack:
     try:
-      path.parent.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(locking.made_folder(path.parent))
       alive = _sweep(path)
       if alive and alone:
         raise InputError(

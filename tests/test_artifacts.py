@@ -54,7 +54,7 @@ def test_a_failed_write_leaves_the_old_and_nothing_beside(tmp_path, failure):
   with pytest.raises(failure):
     write_and_fail(file, failure)
   with pytest.raises(failure):
-    make_and_fail(tmp_path / 'b', failure)
+    make_and_fail(tmp_path / 'deep' / 'down' / 'b', failure)
   assert names(tmp_path) == ['a.json']
   assert json.loads(file.read_text()) == {'old': 1}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from eain_jax.artifacts import write_manifest
 from eain_jax.locking import locked_folder
 
 ROOT = Path(__file__).parents[2]
@@ -113,8 +114,17 @@ def test_table1_twice_is_the_same_to_the_last_bit(tmp_path):
   assert other.returncode == 1
   assert 'holds a table of other flags' in other.stderr
   # A finished run that cannot be read is named, not left out.
-  result = tmp_path / 'one' / 'runs' / 'mf-seed0' / 'result.json'
-  result.write_bytes(result.read_bytes()[:-10])
+  run = tmp_path / 'one' / 'runs' / 'mf-seed0'
+  result = (run / 'result.json').read_text()
+  write_manifest(run, ('result.json', 'metrics.jsonl'))
+  (run / 'result.json').write_text(result.replace('1', '2'))
+  again = call(
+    'table1', f'--output_dir={tmp_path / "one"}', *flags, '--epochs=1'
+  )
+  assert again.returncode == 1
+  assert 'mf-seed0/result.json was changed after it was' in again.stderr
+  (run / 'manifest.json').unlink()
+  (run / 'result.json').write_text(result[:-10])
   again = call(
     'table1', f'--output_dir={tmp_path / "one"}', *flags, '--epochs=1'
   )
