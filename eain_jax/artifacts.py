@@ -28,14 +28,17 @@ MANIFEST = 'manifest.json'
 _MAX_MANIFEST_BYTES = 1 << 28
 
 
-def cannot_write(path: Path, error: OSError) -> InputError:
-  """The one sentence for a failed write, with the reason in plain words."""
-  reason = {
-    errno.ENOSPC: 'the disk is full',
-    errno.EDQUOT: 'the disk quota is used up',
-    errno.EFBIG: 'the file is larger than a file may be here',
-  }.get(error.errno or 0, error.strerror or str(error))
-  return InputError(f'{path} cannot be written: {reason}')
+class _CannotWrite(InputError):
+  """A failed write, with its reason in plain words."""
+
+  def __init__(self, path: Path, error: OSError):
+    reason = {
+      errno.ENOSPC: 'the disk is full',
+      errno.EDQUOT: 'the disk quota is used up',
+      errno.EFBIG: 'the file is larger than a file may be here',
+    }.get(error.errno or 0, error.strerror or str(error))
+    super().__init__(f'{path} cannot be written: {reason}')
+    self.error = error
 
 
 def _sync(path: Path) -> None:
@@ -109,14 +112,27 @@ def _rename(beside: Path, path: Path) -> None:
   _sync(path.parent)
 
 
+def _move_files(beside: Path, path: Path) -> None:
+  """Renames what a folder holds into that of `path`; a manifest is last."""
+  files = sorted(beside.iterdir(), key=lambda file: file.name == MANIFEST)
+  for file in files:
+    os.replace(file, path.parent / file.name)
+  _sync(path.parent)
+
+
 @contextlib.contextmanager
 def _beside(
-  path: Path, make: Callable[[Path], None], *, alone: bool
+  path: Path,
+  make: Callable[[Path], None],
+  take_place: Callable[[Path, Path], None] = _rename,
+  *,
+  alone: bool,
+  called: Path | None = None,
 ) -> Iterator[Path]:
-  """What is made beside `path`, which it becomes when the block ends well."""
+  """What is made beside `path`, whose place it takes if the block ends well."""
   with contextlib.ExitStack() as stack:
     try:
-      path.parent.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(locking.made_folder(path.parent))
       alive = _sweep(path)
       if alive and alone:
         raise InputError(
@@ -129,9 +145,12 @@ def _beside(
         _sync_tree(beside)
       else:
         _sync(beside)
-      _rename(beside, path)
+      take_place(beside, path)
     except OSError as error:
-      raise cannot_write(path, error) from error
+      raise _CannotWrite(called or path, error) from error
+    except _CannotWrite as error:
+      # A file within: the user knows the whole alone.
+      raise _CannotWrite(called or path, error.error) from error
 
 
 @contextlib.contextmanager
@@ -196,6 +215,27 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
     yield beside
     # A folder takes the place of an empty one, and of no other.
     locking.remove_stale_lock(path)
+
+
+@contextlib.contextmanager
+def files_written_together(folder: Path, what: str) -> Iterator[Path]:
+  """A folder to write into, whose files go to `folder` if the block ends well.
+
+  What can fail has been done by then: what is left are renames, `manifest.json`
+  last, by which a crash between them shows.
+
+  Args:
+    folder: may hold other files, and older ones of these names.
+    what: the files are, for the name of the folder beside.
+
+  Raises:
+    InputError: they cannot be written; the older ones are still there.
+  """
+  path = folder / what
+  with _beside(
+    path, Path.mkdir, _move_files, alone=False, called=folder
+  ) as beside:
+    yield beside
 
 
 def _fingerprint(values: Mapping[str, Any]) -> str:

@@ -98,14 +98,25 @@ def _holder(file: Path) -> str:
     return 'another process'
 
 
-def _missing_folders(folder: Path) -> list[Path]:
-  """Folders that are to be made for this one to be there, inmost first."""
-  missing = []
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+  """Makes a folder and those above it; at the end those still empty go again.
+
+  Raises:
+    OSError: it cannot be made.
+  """
+  made = []
   for path in (folder, *folder.parents):
     if path.exists():
       break
-    missing.append(path)
-  return missing
+    made.append(path)
+  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    yield
+  finally:
+    with contextlib.suppress(OSError):
+      for path in made:
+        path.rmdir()
 
 
 @contextlib.contextmanager
@@ -127,9 +138,7 @@ def locked_folder(folder: Path, what: str) -> Iterator[None]:
   file = folder / LOCK_FILE
   with contextlib.ExitStack() as stack:
     try:
-      for made in reversed(_missing_folders(folder)):
-        stack.callback(_remove_empty, made)
-      folder.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(made_folder(folder))
       handle = _open_lock(file)
       stack.callback(os.close, handle)
       stack.callback(_remove_lock, file, handle)
@@ -144,6 +153,10 @@ def locked_folder(folder: Path, what: str) -> Iterator[None]:
         f'{what}={folder} is in use by {_holder(file)}: wait for it, or name '
         'another folder'
       ) from error
+    except (FileExistsError, NotADirectoryError) as error:
+      raise InputError(
+        f'{what}={folder} is a file, or lies in one: name a folder'
+      ) from error
     except OSError as error:
       reason = 'the disk is full'
       if error.errno != errno.ENOSPC:
@@ -152,11 +165,6 @@ def locked_folder(folder: Path, what: str) -> Iterator[None]:
         f'{what}={folder} cannot be written: {reason}'
       ) from error
     yield
-
-
-def _remove_empty(folder: Path) -> None:
-  with contextlib.suppress(OSError):
-    folder.rmdir()
 
 
 def _remove_lock(file: Path, handle: int) -> None:

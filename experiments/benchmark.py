@@ -18,6 +18,7 @@ from eain_jax.benchmark.preparation import measure_preparation
 from eain_jax.benchmark.run import Plan, run_benchmark
 from eain_jax.config import BenchmarkConfig, WorkloadConfig
 from eain_jax.data.dataset import open_dataset
+from eain_jax.locking import locked_folder
 from eain_jax.reporting import benchmark as reporting
 from experiments import cli, step_flags
 
@@ -27,6 +28,7 @@ OUTPUT_DIR = flags.DEFINE_string(
 DATASET_DIR = flags.DEFINE_string(
   'dataset_dir', None, 'A prepared dataset; unset: the synthetic workload.'
 )
+cli.define_verify()
 cli.define_config(BenchmarkConfig)
 step_flags.define()
 
@@ -48,14 +50,20 @@ def plan_from_flags() -> Plan:
   }
   if not DATASET_DIR.value:
     return Plan(config, workload, None, models, train)
-  return Plan(config, None, open_dataset(DATASET_DIR.value), models, train)
+  dataset = open_dataset(DATASET_DIR.value, verify=cli.FLAGS.verify)
+  return Plan(config, None, dataset, models, train)
 
 
 def main() -> None:
   output_dir = Path(OUTPUT_DIR.value)
   plan = plan_from_flags()
-  refuse_existing(output_dir)
-  output_dir.mkdir(parents=True, exist_ok=True)
+  with locked_folder(output_dir, '--output_dir'):
+    refuse_existing(output_dir)
+    measure(plan, output_dir)
+
+
+def measure(plan: Plan, output_dir: Path) -> None:
+  """Measures what the plan asks for, and shows it."""
   config, file = plan.config, output_dir / 'benchmark.json'
   # Seconds of compilation are those of a machine that has not seen the step.
   jax.config.update('jax_enable_compilation_cache', False)

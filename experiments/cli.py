@@ -249,8 +249,20 @@ def run(main: Callable[[], None], *, takes_processes: bool = False) -> None:
   app.run(wrapped, flags_parser=_parse_flags)
 
 
+def define_verify() -> None:
+  """Defines --verify, of binaries that open a dataset."""
+  flags.DEFINE_enum(
+    'verify',
+    'full',
+    ('full', 'quick'),
+    'How a dataset is checked when it is opened. full: every byte and every '
+    'id. quick: that its files are there and of their sizes, for datasets that '
+    'take long to read and were checked before.',
+  )
+
+
 def open_together(dataset_dir: str) -> Dataset:
-  """The dataset of all processes, of which the first reads every byte.
+  """The dataset of all processes, of which the first looks as --verify says.
 
   Raises:
     InputError: one of them cannot open it.
@@ -258,7 +270,7 @@ def open_together(dataset_dir: str) -> Dataset:
   # Here, for preparation needs no jax.
   from eain_jax.training import processes
 
-  verify = 'full' if processes.is_first() else 'quick'
+  verify = FLAGS.verify if processes.is_first() else 'quick'
   return processes.together(lambda: open_dataset(dataset_dir, verify=verify))
 
 

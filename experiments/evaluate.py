@@ -22,11 +22,12 @@ WORK_DIR = flags.DEFINE_string(
 DATASET_DIR = flags.DEFINE_string(
   'dataset_dir', None, 'Its dataset, where that has moved.'
 )
+cli.define_verify()
 SPLIT = flags.DEFINE_enum('split', 'test', PARTS, 'The part to evaluate on.')
 
 
 def main() -> None:
-  run = open_run(WORK_DIR.value, DATASET_DIR.value)
+  run = open_run(WORK_DIR.value, DATASET_DIR.value, cli.FLAGS.verify)
   values = evaluate(
     run.dataset, SPLIT.value, run.score_step(), run.params, run.stats
   )

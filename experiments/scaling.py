@@ -25,6 +25,7 @@ from eain_jax.benchmark.scaling import (
 )
 from eain_jax.benchmark.topology import Job, predict_topology
 from eain_jax.config import ScalingConfig
+from eain_jax.locking import locked_folder
 from eain_jax.reporting import prediction
 from eain_jax.reporting import scaling as reporting
 from eain_jax.reporting.benchmark import BenchmarkDisplay
@@ -59,16 +60,11 @@ def plan_from_flags() -> ScalingPlan:
 def measure(output_dir: Path) -> None:
   """Times the steps on the devices that are here."""
   plan = plan_from_flags()
-  refuse_existing(output_dir)
   make_virtual_devices(plan.config.counts[-1])
   # Seconds of compilation are those of a machine that has not seen the step.
   jax.config.update('jax_enable_compilation_cache', False)
   file = output_dir / 'scaling.json'
-
-  def save(values) -> None:
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(file, values)
-
+  save = lambda values: write_json(file, values)
   with BenchmarkDisplay() as display:
     result = run_scaling(plan, display, save)
   save(result)
@@ -92,11 +88,9 @@ def predict(output_dir: Path) -> None:
   for name in ('devices', 'scaling', 'parallelism'):
     if cli.FLAGS[name].present:
       raise cli.FlagError(f'--{name} goes without --topology')
-  refuse_existing(output_dir)
   job = Job(plan.workload, plan.config.model, plan.model, plan.train)
   with BenchmarkDisplay() as display:
     result = predict_topology(job, plan.config.topology, display)
-  output_dir.mkdir(parents=True, exist_ok=True)
   file, picture = output_dir / 'topology.json', output_dir / 'topology.png'
   write_json(file, result)
   for block in prediction.prediction_on_console(result):
@@ -109,7 +103,10 @@ def predict(output_dir: Path) -> None:
 
 def main() -> None:
   act = predict if cli.FLAGS.topology else measure
-  act(Path(OUTPUT_DIR.value))
+  output_dir = Path(OUTPUT_DIR.value)
+  with locked_folder(output_dir, '--output_dir'):
+    refuse_existing(output_dir)
+    act(output_dir)
 
 
 if __name__ == '__main__':

@@ -14,16 +14,21 @@ import numpy as np
 import rich
 from absl import flags
 
-from eain_jax.artifacts import refuse_existing, write_json, write_text
+from eain_jax.artifacts import (
+  MANIFEST,
+  check_manifest,
+  refuse_existing,
+  write_json,
+)
 from eain_jax.config import MODEL_CONFIGS, PrepareConfig, TrainConfig
-from eain_jax.data.dataset import Dataset, open_dataset
+from eain_jax.data.dataset import Dataset
 from eain_jax.data.prepare import prepare
 from eain_jax.errors import InputError
 from eain_jax.evaluation.evaluator import ceiling
+from eain_jax.locking import locked_folder
 from eain_jax.reporting.console import TrainingDisplay, table1_on_console
-from eain_jax.reporting.page import render_page
-from eain_jax.reporting.plots import plot_auc, plot_training_curves
-from eain_jax.reporting.table1 import Run, build_table1, render_markdown
+from eain_jax.reporting.report import PAGE_FILE, write_report
+from eain_jax.reporting.table1 import Run
 from eain_jax.training import loop, processes
 from eain_jax.training.run_folder import (
   FREE_SETTINGS,
@@ -48,11 +53,11 @@ SEEDS = flags.DEFINE_integer(
 NUM_EVENTS = flags.DEFINE_integer(
   'num_events', 20_000, 'Size of the synthetic world.', lower_bound=1_000
 )
+cli.define_verify()
 cli.define_models()
 cli.define_config(TrainConfig)
 
 PLAN_FILE, DATASET_FOLDER, RUNS_FOLDER = 'plan.json', 'dataset', 'runs'
-CURVES_FILE, AUC_FILE = 'training_curves.png', 'auc.png'
 
 
 def plan_from_flags() -> dict:
@@ -76,15 +81,6 @@ def plan_from_flags() -> dict:
   }
 
 
-def open_or_make_dataset(output_dir: Path) -> Dataset:
-  """The dataset of the flag, or the synthetic world in the output folder."""
-  if DATASET_DIR.value:
-    return cli.open_together(DATASET_DIR.value)
-  folder = output_dir / DATASET_FOLDER
-  processes.together(lambda: make_world(folder))
-  return cli.open_together(str(folder))
-
-
 def make_world(folder: Path) -> None:
   """The synthetic world, made by the first process where it is not there."""
   if not processes.is_first() or folder.is_dir():
@@ -104,7 +100,8 @@ def run_folder(output_dir: Path, model: str, seed: int) -> Path:
 
 def train(dataset: Dataset, model: str, seed: int, folder: Path) -> None:
   """Trains one model and seed; a finished run is not repeated."""
-  is_finished = np.array((folder / RESULT_FILE).is_file())
+  # Its manifest is what a run writes last.
+  is_finished = np.array((folder / MANIFEST).is_file())
   if processes.gather(is_finished).all():
     return
   model_config = cli.model_config_from_flags(model, ignore_unused=True)
@@ -118,20 +115,26 @@ def train(dataset: Dataset, model: str, seed: int, folder: Path) -> None:
 
 
 def read(dataset: Dataset, model: str, seed: int, folder: Path) -> Run:
-  """A finished run."""
+  """A finished run.
+
+  Raises:
+    InputError: its files are not as they were written.
+  """
+  check_manifest(folder)
   model_config = cli.model_config_from_flags(model, ignore_unused=True)
   config = cli.config_from_flags(TrainConfig, seed=seed)
-  records = (folder / METRICS_FILE).read_text().splitlines()
   settings = loop.run_config(dataset, model, model_config, config)
   # Where a dataset lies says nothing about the numbers.
   settings['dataset'].pop('path')
-  return Run(
-    model,
-    seed,
-    settings,
-    json.loads((folder / RESULT_FILE).read_text()),
-    [json.loads(line) for line in records],
-  )
+  try:
+    result = json.loads((folder / RESULT_FILE).read_text())
+    lines = (folder / METRICS_FILE).read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+  except (OSError, ValueError) as error:
+    raise InputError(
+      f'{folder} does not hold a whole run: remove it to train it again'
+    ) from error
+  return Run(model, seed, settings, result, records)
 
 
 def wanted(plan: dict) -> dict:
@@ -141,27 +144,56 @@ def wanted(plan: dict) -> dict:
   return {**plan, 'train_config': kept}
 
 
-def claim_folder(output_dir: Path, plan: dict) -> None:
-  """Makes the folder of the table, or checks that it holds this very one."""
+def check_folder(output_dir: Path, plan: dict) -> None:
+  """Raises InputError where the folder holds something but this very table."""
   plan_file = output_dir / PLAN_FILE
   if not plan_file.is_file():
-    if DATASET_DIR.value:
-      open_dataset(DATASET_DIR.value)
     refuse_existing(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(plan_file, plan)
-  elif wanted(json.loads(plan_file.read_text())) != wanted(plan):
+    return
+  try:
+    found = wanted(json.loads(plan_file.read_text()))
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise InputError(
+      f'{plan_file} is damaged: name another folder for --output_dir'
+    ) from error
+  if found != wanted(plan):
     raise InputError(
       f'--output_dir={output_dir} holds a table of other flags (see '
       f'{plan_file}): name another folder'
     )
 
 
-def main() -> None:
-  output_dir = Path(OUTPUT_DIR.value)
-  plan = plan_from_flags()
-  processes.first_then_others(lambda: claim_folder(output_dir, plan))
-  dataset = open_or_make_dataset(output_dir)
+def claim_folder(output_dir: Path, plan: dict) -> None:
+  """Makes it this table's, with its world, or leaves it as it was."""
+  plan_file = output_dir / PLAN_FILE
+  if not processes.is_first():
+    return
+  is_new = not plan_file.is_file()
+  if is_new:
+    write_json(plan_file, plan)
+  if DATASET_DIR.value:
+    return
+  try:
+    make_world(output_dir / DATASET_FOLDER)
+  except BaseException:
+    if is_new:
+      plan_file.unlink()
+    raise
+
+
+def open_dataset_of(output_dir: Path, plan: dict) -> Dataset:
+  """The dataset of the flag, or the synthetic world in the output folder."""
+  processes.together(lambda: check_folder(output_dir, plan))
+  dataset = None
+  if DATASET_DIR.value:
+    dataset = cli.open_together(DATASET_DIR.value)
+  processes.together(lambda: claim_folder(output_dir, plan))
+  return dataset or cli.open_together(str(output_dir / DATASET_FOLDER))
+
+
+def make_table(output_dir: Path, plan: dict) -> None:
+  """Trains what is not trained yet, and writes the report."""
+  dataset = open_dataset_of(output_dir, plan)
   asked = [
     (model, seed, run_folder(output_dir, model, seed))
     for model in plan['models']
@@ -171,20 +203,26 @@ def main() -> None:
     train(dataset, *run)
   if not processes.is_first():
     return
-  runs = [read(dataset, *run) for run in asked]
-  ceilings = {part: ceiling(dataset, part) for part in ('valid', 'test')}
-  table = build_table1(runs, dict(dataset.manifest), ceilings)
-  curves, bars = output_dir / CURVES_FILE, output_dir / AUC_FILE
-  plot_training_curves(runs, curves, ceilings['valid'])
-  plot_auc(table, bars)
-  write_json(output_dir / 'table1.json', table)
-  write_text(output_dir / 'table1.md', render_markdown(table))
-  write_text(
-    output_dir / 'report.html',
-    render_page(table, {'Test AUC': bars, 'Training curves': curves}),
+  table, times = write_report(
+    output_dir,
+    [read(dataset, *run) for run in asked],
+    dict(dataset.manifest),
+    {part: ceiling(dataset, part) for part in ('valid', 'test')},
+    wanted(plan),
   )
-  rich.print(table1_on_console(table))
-  print(f'report: {output_dir / "report.html"}')
+  rich.print(table1_on_console(table, times))
+  print(f'report: {output_dir / PAGE_FILE}')
+
+
+def main() -> None:
+  output_dir = Path(OUTPUT_DIR.value)
+  plan = plan_from_flags()
+  with contextlib.ExitStack() as stack:
+    lock = lambda: stack.enter_context(
+      locked_folder(output_dir, '--output_dir')
+    )
+    processes.together(lambda: processes.is_first() and lock())
+    make_table(output_dir, plan)
 
 
 if __name__ == '__main__':

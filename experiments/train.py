@@ -25,6 +25,7 @@ WORK_DIR = flags.DEFINE_string(
   required=True,
 )
 MODEL = flags.DEFINE_string('model', 'eain', 'lr, mf, dnn, din, deepfm, eain.')
+cli.define_verify()
 cli.define_models()
 cli.define_config(TrainConfig)
 

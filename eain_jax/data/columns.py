@@ -95,18 +95,19 @@ def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
   """Shape and type of the array of a .npy file, up to where its values begin.
 
   Raises:
-    ValueError: it is no file as `ColumnWriter` makes them.
+    InputError: it is none that `ColumnWriter` makes.
   """
   version = np.lib.format.read_magic(file)
   # Others have headers of up to 4 GB.
   if version != (1, 0):
-    raise ValueError(f'it is of format {version}')
-  shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    raise InputError(f'it is of format {version}, not (1, 0)')
+  shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
   # A Python object in a file is a program.
-  if is_fortran or dtype.kind not in 'if' or not dtype.isnative:
-    raise ValueError(f'it holds {dtype}{", column by column" * is_fortran}')
+  if by_columns or dtype.kind not in 'if' or not dtype.isnative:
+    order = ', column by column' * by_columns
+    raise InputError(f'it holds {ascii(str(dtype))[1:-1]}{order}')
   if min(shape, default=-1) < 0:
-    raise ValueError(f'it holds an array of {list(shape)}')
+    raise InputError(f'it holds an array of {list(shape)}')
   return shape, dtype
 
 
@@ -119,10 +120,14 @@ def map_column(path: Path) -> np.ndarray:
   with path.open('rb') as file:
     try:
       shape, dtype = _read_header(file)
+    except InputError as error:
+      raise InputError(f'{path} is no column: {error}') from error
     # The header is a text that numpy parses as Python's literals, and what a
     # hostile one makes of that is not for us to list.
     except Exception as error:
-      raise InputError(f'{path} is no column: {error}') from error
+      raise InputError(
+        f'{path} is no column: its header cannot be read'
+      ) from error
     begin = file.tell()
     num_bytes = path.stat().st_size - begin
   expected = math.prod(shape) * dtype.itemsize

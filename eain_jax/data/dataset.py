@@ -33,7 +33,7 @@ from eain_jax.data.features import Feature, Vocabulary
 from eain_jax.data.soundness import (
   REMEDY,
   Inspection,
-  check_fields,
+  checked_fields,
   map_columns,
 )
 from eain_jax.errors import InputError
@@ -306,7 +306,7 @@ def open_dataset(
     )
   manifest = artifacts.read_manifest(path, REMEDY, FORMAT_VERSION)
   artifacts.check_files(path, manifest, verify=verify, remedy=REMEDY)
-  check_fields(path, manifest)
+  manifest = checked_fields(path, manifest)
   columns = map_columns(path, manifest)
   inspection = Inspection(path, manifest, columns)
   inspection.check_tables()

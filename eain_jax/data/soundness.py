@@ -77,26 +77,30 @@ class Column:
     return f'columns/{self.name}.npy'
 
 
-def check_fields(path: Path, manifest: Mapping[str, Any]) -> None:
-  """Checks that a manifest has its keys, each of its type.
+def checked_fields(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+  """The manifest, all of whose keys are there, each of its type.
+
+  Settings that it was written before have their defaults.
 
   Raises:
-    InputError: it has not.
+    InputError: a key is missing, unknown or of another type.
   """
   file = path / MANIFEST
   try:
     fields = msgspec.convert(manifest, _Manifest)
-    PrepareConfig.from_dict(manifest['config'])
+    config = PrepareConfig.from_dict(manifest['config'])
     for feature in manifest['features']:
       Feature(**feature)
   except (msgspec.ValidationError, TypeError, InputError) as error:
-    raise InputError(
-      f'{file} cannot be used, {str(error) or "a key is wrong"}: {REMEDY}'
-    ) from error
+    # It may quote a key, and that an escape sequence for the terminal.
+    why = str(error).encode('unicode_escape').decode()
+    raise InputError(f'{file} cannot be used, {why}: {REMEDY}') from error
   if set(fields.part_files) != set(PARTS):
     raise InputError(f'{file} does not name the files of each part: {REMEDY}')
   _check_counts(file, fields)
   _check_features(file, fields.features)
+  features = [dataclasses.asdict(feature) for feature in fields.features]
+  return {**manifest, 'config': config.to_dict(), 'features': features}
 
 
 def _check_counts(file: Path, fields: _Manifest) -> None:
@@ -192,7 +196,7 @@ def _part_columns(manifest: Mapping[str, Any], part: str) -> list[Column]:
 
 
 def expected_columns(manifest: Mapping[str, Any]) -> list[Column]:
-  """All columns of a dataset whose manifest `check_fields` has passed."""
+  """All columns of a dataset whose manifest `checked_fields` gave."""
   features = tuple(Feature(**feature) for feature in manifest['features'])
   out = _shared_columns(manifest, features)
   for part in sorted(set(manifest['part_files'].values())):
@@ -300,7 +304,7 @@ class Inspection:
 
   Args:
     path: of the dataset.
-    manifest: that `check_fields` has passed.
+    manifest: that `checked_fields` gave.
     mapped: of `map_columns`.
   """
 

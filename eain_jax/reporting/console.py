@@ -63,11 +63,14 @@ def _grid(grid: document.Grid) -> Table:
   return table
 
 
-def table1_on_console(table: Mapping[str, Any]) -> RenderableType:
-  """The numbers of a table, its notes, and which claims hold.
+def table1_on_console(
+  table: Mapping[str, Any], times: Mapping[str, Mapping[str, Any]]
+) -> RenderableType:
+  """The numbers of a table, its notes, which claims hold, and the time taken.
 
   Args:
     table: of `table1.build_table1`.
+    times: of `table1.training_times`.
   """
   blocks: list[RenderableType] = [_text(document.subtitle(table), 'bold')]
   for section in document.sections(table)[:2]:
@@ -86,6 +89,7 @@ def table1_on_console(table: Mapping[str, Any]) -> RenderableType:
               _text(f'{claim["claim"]}. {claim["measured"]}'),
             )
           blocks.append(lines)
+  blocks.append(_grid(document.times_grid(table, times)))
   return Group(*(Padding(block, (0, 0, 1, 0)) for block in blocks))
 
 

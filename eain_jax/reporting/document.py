@@ -329,26 +329,36 @@ def _per_seed(values: Iterable[Any], text: Callable[[Any], str]) -> str:
   return texts[0] if len(set(texts)) == 1 else ', '.join(texts)
 
 
-def _training(table: Mapping[str, Any]) -> Section:
+def times_grid(
+  table: Mapping[str, Any], times: Mapping[str, Mapping[str, Any]]
+) -> Grid:
+  """What training took; no part of the report, for no two runs agree in it."""
   rows = []
   for row in table['rows']:
-    times = table['times'][row['model']]
-    rate = [round(value) for value in times['examples_per_second']]
+    of_model = times[row['model']]
+    rate = [round(value) for value in of_model['examples_per_second']]
+    seconds = _per_seed(of_model['seconds'], lambda value: f'{value:.1f}')
     rows.append(
-      tuple(
-        Cell(text)
-        for text in (
-          row['name'],
-          _per_seed(row['seeds'], str),
-          _per_seed(row['parameters'], _count),
-          _per_seed(row['best_epoch'], lambda value: f'{value:g}'),
-          interval_text(row['valid']['auc']),
-          interval_text(row['valid']['gauc']),
-          _per_seed(times['seconds'], lambda value: f'{value:.1f}'),
-          _per_seed(rate, _count),
-        )
+      (Cell(row['name']), Cell(seconds), Cell(_per_seed(rate, _count)))
+    )
+  return Grid(('Model', 'seconds', 'examples/s'), tuple(rows))
+
+
+def _training(table: Mapping[str, Any]) -> Section:
+  rows = [
+    tuple(
+      Cell(text)
+      for text in (
+        row['name'],
+        _per_seed(row['seeds'], str),
+        _per_seed(row['parameters'], _count),
+        _per_seed(row['best_epoch'], lambda value: f'{value:g}'),
+        interval_text(row['valid']['auc']),
+        interval_text(row['valid']['gauc']),
       )
     )
+    for row in table['rows']
+  ]
   header = (
     'Model',
     'seeds',
@@ -356,8 +366,6 @@ def _training(table: Mapping[str, Any]) -> Section:
     'best epoch',
     'validation AUC',
     'validation GAUC',
-    'seconds',
-    'examples/s',
   )
   return Section(
     'Training and calibration',

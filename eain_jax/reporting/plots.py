@@ -14,6 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from eain_jax.artifacts import written_whole
 from eain_jax.config import MODEL_CONFIGS
 from eain_jax.reporting import paper
 from eain_jax.reporting.claims import NAMES
@@ -292,10 +293,9 @@ def auc_figure(table: Mapping[str, Any]) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-  """Writes a PNG beside and renames it, so that it is whole or absent."""
-  beside = path.with_name(f'.{path.name}.unfinished')
-  FigureCanvasAgg(figure).print_png(beside)
-  beside.replace(path)
+  """Writes a PNG, whole or not at all."""
+  with written_whole(path) as beside:
+    FigureCanvasAgg(figure).print_png(beside)
 
 
 def plot_training_curves(

@@ -330,7 +330,8 @@ def build_table1(
 ) -> dict[str, Any]:
   """The measured table with all that is needed to judge it, ready for JSON.
 
-  Two calls with runs of the same seeds differ in 'times' alone.
+  Two calls with runs of the same seeds give the same, to the last bit: what
+  differs between them is in `training_times`.
 
   Args:
     runs: of any models and seeds, on one dataset, in any order.
@@ -342,7 +343,6 @@ def build_table1(
       seeds (None for what is not a number), in the order of MODEL_CONFIGS.
     ceiling, notes, holds (see `check_claims`), protocol, dataset, settings,
       versions, paper: what the rows are to be read with.
-    times: by model the seconds and the examples a second of each seed.
 
   Raises:
     InputError: runs of another dataset, of one seed twice, or of one model
@@ -383,15 +383,18 @@ def build_table1(
       },
       'versions': _versions(),
       'paper': _paper(),
-      'times': {
-        model: {
-          name: [run.result[name] for run in group]
-          for name in ('seconds', 'examples_per_second')
-        }
-        for model, group in groups.items()
-      },
     }
   )
+
+
+def training_times(runs: Iterable[Run]) -> dict[str, Any]:
+  """By model the 'seconds' and 'examples_per_second' of each seed."""
+  times: dict[str, Any] = {}
+  for run in sorted(runs, key=lambda run: (_place(run.model), run.seed)):
+    of_model = times.setdefault(run.model, {})
+    for name in ('seconds', 'examples_per_second'):
+      of_model.setdefault(name, []).append(run.result[name])
+  return times
 
 
 def _escape(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -44,13 +44,16 @@ class Run:
 
 
 def open_run(
-  work_dir: str | Path, dataset_dir: str | Path | None = None
+  work_dir: str | Path,
+  dataset_dir: str | Path | None = None,
+  verify: Literal['full', 'quick'] = 'full',
 ) -> Run:
   """Opens a run at its best checkpoint.
 
   Args:
     work_dir: the folder that `train` wrote.
     dataset_dir: the dataset, where it is not at the path of its training.
+    verify: how the dataset is checked; see `open_dataset`.
 
   Raises:
     InputError: there is no run, it has no evaluated checkpoint, or the dataset
@@ -66,7 +69,7 @@ def open_run(
     raise InputError(
       f'{work_dir / CONFIG_FILE} is damaged: train the model again'
     ) from error
-  dataset = open_dataset(dataset_dir or trained_on['path'])
+  dataset = open_dataset(dataset_dir or trained_on['path'], verify=verify)
   if dataset.fingerprint != trained_on['fingerprint']:
     raise InputError(
       f'{work_dir} was trained on another dataset than {dataset.path}: name '

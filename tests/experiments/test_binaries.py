@@ -2,11 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from eain_jax.artifacts import write_manifest
+from eain_jax.locking import locked_folder
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / '..' / 'shared' / 'data'
@@ -71,8 +75,8 @@ def test_train_then_evaluate_agree(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_table1_twice_is_the_same_but_for_times(tmp_path):
-  tables = []
+def test_table1_twice_is_the_same_to_the_last_bit(tmp_path):
+  reports = []
   for name in ('one', 'two'):
     out = tmp_path / name
     succeed(
@@ -83,18 +87,21 @@ def test_table1_twice_is_the_same_but_for_times(tmp_path):
       '--epochs=1',
       '--batch_size=512',
     )
-    files = {file.name for file in out.iterdir()}
-    assert {'table1.md', 'table1.json', 'report.html'} <= files
+    files = {
+      file.name: file.read_bytes() for file in out.iterdir() if file.is_file()
+    }
+    assert {'table1.md', 'table1.json', 'report.html'} <= set(files)
     assert any(file.endswith('.png') for file in files)
-    table = json.loads((out / 'table1.json').read_text())
-    table.pop('times')
-    tables.append(table)
-  assert tables[0] == tables[1]
-  rows = {row['model']: row for row in tables[0]['rows']}
+    times = json.loads(files.pop('times.json'))
+    assert list(times) == ['lr', 'mf', 'eain']
+    reports.append(files)
+  assert reports[0] == reports[1]
+  table = json.loads(reports[0]['table1.json'])
+  rows = {row['model']: row for row in table['rows']}
   assert list(rows) == ['lr', 'mf', 'eain']
   for metric in ('auc', 'gauc', 'logloss', 'precision@10', 'recall@10', 'f1'):
     assert set(rows['eain'][metric]) == {'mean', 'ci95', 'values'}
-  assert tables[0]['ceiling']
+  assert table['ceiling']
   # Started again, it reads its finished runs; with other flags it refuses.
   flags = ('--num_events=2000', '--models=lr,mf,eain', '--batch_size=512')
   again = call(
@@ -106,6 +113,55 @@ def test_table1_twice_is_the_same_but_for_times(tmp_path):
   )
   assert other.returncode == 1
   assert 'holds a table of other flags' in other.stderr
+  # A finished run that cannot be read is named, not left out.
+  run = tmp_path / 'one' / 'runs' / 'mf-seed0'
+  result = (run / 'result.json').read_text()
+  write_manifest(run, ('result.json', 'metrics.jsonl'))
+  (run / 'result.json').write_text(result.replace('1', '2'))
+  again = call(
+    'table1', f'--output_dir={tmp_path / "one"}', *flags, '--epochs=1'
+  )
+  assert again.returncode == 1
+  assert 'mf-seed0/result.json was changed after it was' in again.stderr
+  (run / 'manifest.json').unlink()
+  (run / 'result.json').write_text(result[:-10])
+  again = call(
+    'table1', f'--output_dir={tmp_path / "one"}', *flags, '--epochs=1'
+  )
+  assert again.returncode == 1
+  assert 'mf-seed0 does not hold a whole run' in again.stderr
+
+
+def test_a_table1_that_cannot_begin_leaves_nothing(tmp_path, world):
+  out = tmp_path / 'deep' / 'out'
+  flag = f'--output_dir={out}'
+  done = call('table1', flag, f'--dataset_dir={tmp_path / "none"}')
+  assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
+  assert 'is not a prepared dataset' in done.stderr
+  with locked_folder(out, '--output_dir'):
+    done = call('table1', flag, f'--dataset_dir={world}')
+  assert done.returncode == 1
+  assert f'{flag} is in use by process {os.getpid()}' in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1
+  assert not list(tmp_path.iterdir())
+
+
+def test_verify_says_how_a_dataset_is_checked(tmp_path, world):
+  bad = tmp_path / 'bad'
+  shutil.copytree(world, bad)
+  with (bad / 'columns' / 'events.item.npy').open('r+b') as file:
+    file.seek(-1, os.SEEK_END)
+    file.write(b'\x7f')
+  # The settings of the run are refused only after the dataset was opened.
+  flags = (f'--dataset_dir={bad}', f'--work_dir={tmp_path / "run"}')
+  flags = (*flags, '--model=lr', '--parallelism=pmap', '--num_devices=9')
+  done = call('train', *flags)
+  assert done.returncode == 1
+  assert 'events.item.npy was changed after it was written' in done.stderr
+  done = call('train', *flags, '--verify=quick')
+  assert done.returncode == 1
+  assert 'was changed' not in done.stderr
+  assert 'Traceback' not in done.stderr
 
 
 @pytest.mark.slow

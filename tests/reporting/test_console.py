@@ -12,7 +12,7 @@ from eain_jax.reporting.console import (
   metrics_on_console,
   table1_on_console,
 )
-from eain_jax.reporting.table1 import build_table1
+from eain_jax.reporting.table1 import build_table1, training_times
 
 
 def _console(*, terminal=False, width=80):
@@ -32,7 +32,7 @@ def _shown(console):
 def test_table_fits_80_columns_and_loses_no_figure(fake):
   console = _console()
   table = build_table1(fake.runs(3), fake.manifest(), fake.no_ceilings)
-  console.print(table1_on_console(table))
+  console.print(table1_on_console(table, training_times(fake.runs(3))))
   text = _shown(console)
   assert '…' not in text
   row = next(line for line in text.splitlines() if line.startswith('EAIN'))
@@ -59,13 +59,10 @@ def test_names_are_neither_markup_nor_escape_sequences(fake):
     'format': 'csv',
   }
   console = _console()
-  console.print(
-    table1_on_console(
-      build_table1(
-        fake.runs(1), fake.manifest(sources=[source]), fake.no_ceilings
-      )
-    )
+  table = build_table1(
+    fake.runs(1), fake.manifest(sources=[source]), fake.no_ceilings
   )
+  console.print(table1_on_console(table, training_times(fake.runs(1))))
   assert '[red]x[/nonsense]\\x1b[2J' in _shown(console)
 
 

@@ -8,7 +8,11 @@ import pytest
 
 from eain_jax.errors import InputError
 from eain_jax.reporting import document
-from eain_jax.reporting.table1 import build_table1, render_markdown
+from eain_jax.reporting.table1 import (
+  build_table1,
+  render_markdown,
+  training_times,
+)
 
 
 def _build(fake, runs, ceiling=None, **manifest):
@@ -71,12 +75,13 @@ def test_rows_follow_the_order_of_the_paper_whatever_the_runs_order(fake):
 
 
 def test_two_measurements_differ_in_times_alone(fake):
-  tables = [
-    _build(fake, [fake.run(model, 0, seconds=s) for model in fake.AUC])
-    for s in (1.0, 2.0)
+  made = [
+    [fake.run(model, 0, seconds=s) for model in fake.AUC] for s in (1.0, 2.0)
   ]
-  times = [table.pop('times') for table in tables]
+  tables = [_build(fake, runs) for runs in made]
   assert json.dumps(tables[0]) == json.dumps(tables[1])
+  times = [training_times(runs[::-1]) for runs in made]
+  assert list(times[0]) == ['lr', 'mf', 'dnn', 'din', 'deepfm', 'eain']
   assert times[0]['eain'] == {'seconds': [1.0], 'examples_per_second': [1000.0]}
   assert times[0] != times[1]
 

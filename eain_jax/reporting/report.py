@@ -1,0 +1,87 @@
+"""The report as files, all of them or none, and a manifest that says so.
+
+    table1.json, table1.md, report.html, auc.png, training_curves.png
+    times.json     what training took
+    manifest.json  size and sha256 of each file, the dataset, version, flags
+
+Two reports of the same flags and data on one machine are the same to the last
+bit, however often they were interrupted; times alone differ, so the manifest
+says nothing of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import eain_jax
+from eain_jax.artifacts import (
+  files_written_together,
+  write_json,
+  write_manifest,
+  write_text,
+)
+from eain_jax.reporting.page import render_page
+from eain_jax.reporting.plots import plot_auc, plot_training_curves
+from eain_jax.reporting.table1 import (
+  Run,
+  build_table1,
+  render_markdown,
+  training_times,
+)
+
+TABLE_FILE, TEXT_FILE, PAGE_FILE = 'table1.json', 'table1.md', 'report.html'
+CURVES_FILE, AUC_FILE = 'training_curves.png', 'auc.png'
+TIMES_FILE = 'times.json'
+
+
+def write_report(
+  folder: Path,
+  runs: Sequence[Run],
+  manifest: Mapping[str, Any],
+  ceilings: Mapping[str, Mapping[str, float] | None],
+  flags: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Writes all files of a report, or none.
+
+  Args:
+    folder: is there.
+    runs: as for `build_table1`, like `manifest` and `ceilings`.
+    manifest: of the dataset.
+    ceilings: by part.
+    flags: what the user asked for, ready for JSON.
+
+  Returns:
+    The table, and the times.
+
+  Raises:
+    InputError: the runs do not fit together, or a file cannot be written.
+  """
+  table = build_table1(runs, manifest, ceilings)
+  times = training_times(runs)
+  with files_written_together(folder, 'report') as beside:
+    _write_files(beside, table, times, runs, ceilings)
+    write_manifest(
+      beside,
+      (TABLE_FILE, TEXT_FILE, PAGE_FILE, CURVES_FILE, AUC_FILE),
+      version=eain_jax.__version__,
+      dataset=manifest['fingerprint'],
+      flags=dict(flags),
+    )
+  return table, times
+
+
+def _write_files(
+  folder: Path,
+  table: Mapping[str, Any],
+  times: Mapping[str, Any],
+  runs: Sequence[Run],
+  ceilings: Mapping[str, Mapping[str, float] | None],
+) -> None:
+  curves, bars = folder / CURVES_FILE, folder / AUC_FILE
+  plot_training_curves(runs, curves, ceilings['valid'])
+  plot_auc(table, bars)
+  write_json(folder / TABLE_FILE, table)
+  write_text(folder / TEXT_FILE, render_markdown(table))
+  page = render_page(table, {'Test AUC': bars, 'Training curves': curves})
+  write_text(folder / PAGE_FILE, page)
+  write_json(folder / TIMES_FILE, times)
