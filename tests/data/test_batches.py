@@ -1,5 +1,6 @@
 """Batches against a plain reading of the dataset, example by example."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -142,6 +143,51 @@ def test_shards_hold_the_same_examples_as_one(dataset, num_shards):
       ):
         np.testing.assert_array_equal(a, b)
       assert shards['row'][shard][place] == whole['row'][row]
+
+
+@pytest.mark.parametrize('num_processes', [1, 2, 4])
+def test_processes_have_the_order_of_one_and_each_example_once(
+  dataset, num_processes
+):
+  """Two epochs of one global batch, over four shards of so many processes.
+
+  What each request is, its candidates and its history included, is compared
+  with the batches of one process that has one device.
+  """
+  per_process = 4 // num_processes
+  one = batches.make_train_stream(dataset, 165, seed=3)
+  streams = [
+    batches.make_train_stream(
+      dataset,
+      165,
+      3,
+      batches.Shards(
+        4, range(p * per_process, (p + 1) * per_process), True, 'none'
+      ),
+    )
+    for p in range(num_processes)
+  ]
+
+  def requests(batch):
+    """(place, candidates, history) of each request that counts, in order."""
+    return [
+      (
+        int(batch['row'][row]),
+        *(x.tolist() for x in unpack(dataset, batch, row)),
+      )
+      for row in np.flatnonzero(batch['weight'][:, 0])
+    ]
+
+  counted = 0
+  for step in range(2 * one.steps_per_epoch):
+    found = []
+    for stream in streams:
+      batch = stream.batch(step)
+      for shard in range(per_process):
+        found += requests(jax.tree.map(lambda x, s=shard: x[s], batch))
+    assert found == requests(one.batch(step))
+    counted += len(found)
+  assert counted == 2 * len(dataset.parts['train'])
 
 
 def test_shapes_are_few(dataset):
