@@ -1,7 +1,6 @@
 """From a source to a prepared dataset: the steps in their order."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from eain_jax.data.dataset import (
 from eain_jax.data.events import EventLog, k_core
 from eain_jax.data.lines import ReadOptions
 from eain_jax.data.log_files import read_log
+from eain_jax.data.soundness import FEATURE_NAME
 from eain_jax.data.survey import Survey, survey_events, user_blocks
 from eain_jax.data.synthetic import MIN_USER_EVENTS, World, WorldConfig
 from eain_jax.errors import InputError
@@ -293,7 +293,7 @@ def _check_names(found: list[features.Feature]) -> None:
   """Feature names become names of files and tables, so they must be plain."""
   seen = set()
   for feature in found:
-    if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.-]*', feature.name):
+    if not FEATURE_NAME.fullmatch(feature.name):
       raise InputError(
         f'{feature.name!r} cannot name a feature: use letters, digits, _ . - '
         'or rename the column'

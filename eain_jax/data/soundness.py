@@ -59,7 +59,7 @@ class Column:
     name: of its file, without folder and ending.
     dtype: of its values.
     shape: of the whole; None where the file alone says how many rows.
-    low: the least value that it may hold.
+    low: the least value that it may hold; None: it may hold any.
     high: the first value above those that it may hold.
     is_small: a row a user or an item, not one an event.
   """
@@ -67,7 +67,7 @@ class Column:
   name: str
   dtype: str
   shape: tuple[int | None, ...]
-  low: float
+  low: float | None
   high: float
   is_small: bool = False
 
@@ -152,7 +152,7 @@ def _shared_columns(
     Column('items.train_count', 'int64', (items,), 0, events + 1, True),
     Column('events.user', 'int32', (events,), 0, users),
     Column('events.item', 'int32', (events,), 0, items),
-    Column('events.timestamp', 'int64', (events,), -(2**63), 2**63),
+    Column('events.timestamp', 'int64', (events,), None, 0),
   ]
   if manifest['task'] == 'logged':
     out.append(Column('history.event', 'int64', (None,), 0, events))
@@ -246,6 +246,8 @@ def _blocks(column: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _check_range(file: Path, column: Column, array: np.ndarray) -> None:
+  if column.low is None:
+    return
   for first, block in _blocks(array):
     # Neither is true of NaN.
     if block.min() >= column.low and block.max() < column.high:

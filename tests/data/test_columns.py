@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from eain_jax.data import columns, examples
+from eain_jax.errors import InputError
 
 
 @pytest.mark.parametrize('dtype', [np.int8, np.int32, np.int64, np.float32])
@@ -80,3 +81,16 @@ def test_offsets_of_users_whatever_the_block(monkeypatch, rows_at_once):
   user = np.int32([0, 0, 0, 0, 2, 2, 3])
   # Users 1 and 4 have no event.
   assert examples.user_offsets(user, 5).tolist() == [0, 4, 4, 6, 7, 7]
+
+
+@pytest.mark.parametrize('lost', [1, 8, 500])
+def test_what_a_disk_did_not_keep_is_noticed(tmp_path, lost):
+  path = tmp_path / 'column.npy'
+  writer = columns.ColumnWriter(path, np.dtype(np.int64), ())
+  writer.append(np.full(1000, -1))
+  writer._file.flush()
+  with path.open('r+b') as file:
+    file.seek(-lost, 2)
+    file.write(bytes(lost))
+  with pytest.raises(InputError, match='does not hold the 8000 bytes'):
+    writer.close()
