@@ -101,6 +101,12 @@ class Stop:
     os._exit(STOPPED)
 
 
+def end_on_signals() -> None:
+  """Until `stop_signals` nothing has begun: a signal ends the process."""
+  for number in SIGNALS:
+    signal.signal(number, lambda *_: os._exit(STOPPED))
+
+
 _current: Stop | None = None
 
 
