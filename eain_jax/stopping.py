@@ -41,7 +41,7 @@ class Stop:
 
   @contextlib.contextmanager
   def held(self) -> Iterator[None]:
-    """Within, a signal sets `asked` and raises nothing."""
+    """Within, where something would be lost a signal sets `asked` alone."""
     before, self._is_held = self._is_held, True
     try:
       yield
@@ -84,7 +84,7 @@ class Stop:
     self._is_heard.set()
     # A second signal ends the process as it would any other.
     self._restore()
-    if not self._is_held:
+    if self.can_end or not self._is_held:
       raise Interrupted('told to stop')
 
   def _watch(self, wakeup: int) -> None:

@@ -433,7 +433,7 @@ def _run(plan: _Plan, state: TrainState, best, record: Record):
       inputs.close()
       _end_early(plan, state, record, pending, clock)
     state, metrics = train(state, batch)
-    plan.stop.can_end = False  # There is something to save.
+    plan.stop.can_end = False
     metrics = inputs.observe(metrics)
     step += count
     # One step runs and one waits: each has temporaries of its own.
@@ -524,6 +524,7 @@ def _evaluate_boundary(plan: _Plan, state: TrainState, best, record: Record):
   if not np.isfinite(scored.logit).all():
     raise _not_finite(plan, f'scores are not finite after step {step}', state)
   values = evaluator.evaluate_scores(plan.dataset, scored)
+  plan.stop.can_end = False  # There is something to save.
   record.evaluated_step = step
   # Without one user of both classes there is no GAUC to select on.
   gauc = values['gauc'] if math.isfinite(values['gauc']) else values['auc']
