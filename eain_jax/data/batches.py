@@ -746,7 +746,9 @@ def prefetch(
 
   def wait(future: concurrent.futures.Future) -> Any:
     end = time.monotonic() + timeout
-    while not concurrent.futures.wait([future], WAIT_SECONDS).done:
+    while not future.done():
+      if concurrent.futures.wait([future], WAIT_SECONDS).done:
+        break
       if while_waiting is not None:
         while_waiting()
       if time.monotonic() > end:
