@@ -22,6 +22,7 @@ import numpy as np
 import polars as pl
 
 from eain_jax.data.events import (
+  MAX_ID_LENGTH,
   Codes,
   EventLog,
   RawColumn,
@@ -36,6 +37,8 @@ from eain_jax.errors import InputError
 
 MAX_ATTRIBUTE_LENGTH = 200
 SAMPLE_LINES = 100
+# Python takes up to 500 bytes for each byte of a literal; real ones are 6 kB.
+MAX_LITERAL_BYTES = 1 << 18
 # Far beyond any; a larger number is junk, and may be beyond float64.
 MAX_RATING = 1e6
 MAX_PRICE = 1e9
@@ -87,7 +90,7 @@ def _parse_record(line: bytes) -> dict[str, Any] | None:
     record = msgspec.json.decode(line)
   except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
     try:
-      record = _evaluate_literal(line.decode())
+      record = _evaluate_literal(_literal_text(line))
     except ValueError:
       return None
   return record if isinstance(record, dict) else None
@@ -161,6 +164,9 @@ def detect_format(path: Path, options: ReadOptions) -> str:
 
 def _number(text: str) -> float | None:
   """The finite number that a text holds, or None."""
+  # Python's own: 1_000, and digits of other scripts.
+  if '_' in text or not text.isascii():
+    return None
   try:
     value = float(text)
   except ValueError:
@@ -170,13 +176,16 @@ def _number(text: str) -> float | None:
 
 def _is_id(text: str) -> bool:
   is_empty = not text or text.isspace()
-  return not (is_empty or '\0' in text or '\ufffd' in text)
+  is_bad = '\0' in text or '\ufffd' in text
+  return not (is_empty or is_bad) and len(text) <= MAX_ID_LENGTH
 
 
 def _bad_fields(user: str, item: str, rating: float, time: float) -> str | None:
   """Why the fields of an event cannot be used, or None."""
   if not user or not item or user.isspace() or item.isspace():
     return 'an id is empty'
+  if max(len(user), len(item)) > MAX_ID_LENGTH:
+    return f'an id has more than {MAX_ID_LENGTH} characters'
   if not (_is_id(user) and _is_id(item)):
     return 'an id holds NUL or invalid UTF-8'
   # Not isfinite, which fails on integers beyond float64.
@@ -515,6 +524,20 @@ def requote_literal(text: str) -> str | None:
   return None if quote else '"'.join(pieces)
 
 
+def _literal_text(line: bytes) -> str:
+  """A line that may be a literal as text.
+
+  Raises:
+    ValueError: it is too long for one, or no UTF-8.
+  """
+  if len(line) > MAX_LITERAL_BYTES:
+    raise ValueError(
+      f'not JSON, and longer than {MAX_LITERAL_BYTES >> 10} KiB, the most that '
+      'a Python literal may have'
+    )
+  return line.decode()
+
+
 def _evaluate_literal(text: str) -> Any:
   """`ast.literal_eval`, silent, and with ValueError as its one exception."""
   try:
@@ -549,7 +572,7 @@ def _decode_metadata(line: bytes) -> _Metadata:
       raise ValueError('nested too deep') from error
     except msgspec.DecodeError:
       pass
-  text = line.decode()
+  text = _literal_text(line)
   translated = requote_literal(text)
   if translated is not None:
     try:

@@ -19,6 +19,8 @@ from eain_jax.errors import InputError
 
 MILLISECONDS_FROM = 10**11
 MICROSECONDS_FROM = 10**14
+# Characters; no id or category is as long, and all of them are kept.
+MAX_ID_LENGTH = 4_096
 
 
 @dataclasses.dataclass(frozen=True)

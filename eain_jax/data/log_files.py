@@ -58,8 +58,9 @@ from eain_jax.data.parquet_log import (
 )
 from eain_jax.errors import InputError
 
-# Bytes; further than this no quoted field reaches, but a stray quote would.
-MAX_QUOTED = 1 << 17
+# Further than this no quoted field reaches, but a stray quote would: each one
+# costs a look as far.
+MAX_QUOTED_BYTES, MAX_QUOTED_LINES = 1 << 17, 1_000
 
 
 class _Column:
@@ -121,20 +122,36 @@ def _text_format(path: str | Path, options: ReadOptions) -> str:
   return 'tsv' if b'\t' in line else 'csv'
 
 
-def _fields(text: str, delimiter: str) -> list[str] | None:
-  """The fields of a row; None where a quoted one goes on after the text.
+def _fields(
+  text: str,
+  delimiter: str,
+  take: Callable[[], tuple[int, str] | None],
+  more: list[tuple[int, str]],
+) -> list[str]:
+  """The fields of a row.
+
+  Where a quoted field goes on, the lines after the row's first are taken and
+  added to `more`.
 
   Raises:
-    csv.Error: a quoted field is followed by something.
+    csv.Error: a quoted field is followed by something, or does not end.
   """
   if '"' not in text:
     return text.split(delimiter)
-  try:
-    return next(csv.reader([text], delimiter=delimiter, strict=True))
-  except csv.Error as error:
-    if str(error) == 'unexpected end of data':
-      return None
-    raise
+
+  def feed() -> Iterator[str]:
+    yield text
+    size = len(text)
+    while (
+      size < MAX_QUOTED_BYTES
+      and len(more) < MAX_QUOTED_LINES
+      and (line := take()) is not None
+    ):
+      more.append(line)
+      size += len(line[1]) + 1
+      yield f'\n{line[1]}'
+
+  return next(csv.reader(feed(), delimiter=delimiter, strict=True))
 
 
 def _csv_rows(
@@ -170,18 +187,15 @@ def _csv_rows(
     if not text:
       continue
     more: list[tuple[int, str]] = []
-    size = len(text)
     try:
-      row = _fields(text, delimiter)
-      while row is None and size < MAX_QUOTED and (line := take()) is not None:
-        more.append(line)
-        size += len(line[1]) + 1
-        if '"' in line[1]:
-          row = _fields('\n'.join([text, *(t for _, t in more)]), delimiter)
-      if row is None or (more and is_odd(row)):
+      row = _fields(text, delimiter, take, more)
+      if more and is_odd(row):
         raise csv.Error('a quote is not closed')
     except csv.Error as error:
-      reader.reject(number, str(error), text)
+      reason = str(error)
+      if reason == 'unexpected end of data':
+        reason = 'a quote is not closed'
+      reader.reject(number, reason, text)
       again.extendleft(reversed(more))
       continue
     num_texts = sum(bool(text) for _, text in more)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from eain_jax.data.events import RawColumn, RawEvents
+from eain_jax.data.events import MAX_ID_LENGTH, RawColumn, RawEvents
 from eain_jax.errors import InputError
 
 REQUIRED = ('user', 'item', 'timestamp')
@@ -18,6 +18,7 @@ MAX_INT32 = 2**31 - 1
 MAX_RATING = 1e30
 # Exact in float64, and far beyond any time stamp in microseconds.
 MAX_TIME = 2**53 - 1
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 class Refused(ValueError):
@@ -38,6 +39,8 @@ def parse_identifier(name: str, value: Any) -> str:
     raise Refused(f'the {name} is empty')
   if '\0' in text or '\ufffd' in text:
     raise Refused(f'the {name} holds NUL or invalid UTF-8')
+  if len(text) > MAX_ID_LENGTH:
+    raise Refused(f'the {name} has more than {MAX_ID_LENGTH} characters')
   return text
 
 
@@ -54,6 +57,9 @@ def _finite(name: str, value: Any) -> float:
   if isinstance(value, bool):
     raise Refused(f'the {name} is {value}')
   try:
+    # Python's own: 1_000, and digits of other scripts.
+    if isinstance(value, str) and ('_' in value or not value.isascii()):
+      raise ValueError
     number = float(value)
   except (TypeError, ValueError, OverflowError) as error:
     raise Refused(f'the {name} {value!r} is not a number') from error
@@ -64,7 +70,12 @@ def _finite(name: str, value: Any) -> float:
 
 def parse_timestamp(name: str, value: Any) -> int:
   """Whole seconds (or the log's own order), or an ISO 8601 date as seconds."""
-  if isinstance(value, str) and value.isdecimal() and len(value) < 16:
+  if (
+    isinstance(value, str)
+    and value.isdecimal()
+    and value.isascii()
+    and len(value) < 16
+  ):
     return int(value)
   if isinstance(value, str) and value.strip() and not _looks_numeric(value):
     try:
@@ -75,7 +86,8 @@ def parse_timestamp(name: str, value: Any) -> int:
       ) from error
     if time.tzinfo is None:
       time = time.replace(tzinfo=datetime.UTC)
-    return math.floor(time.timestamp())
+    # Not timestamp(), a float, which rounds up the last microsecond.
+    return (time - EPOCH) // datetime.timedelta(seconds=1)
   number = _finite(name, value)
   if not -MAX_TIME <= number <= MAX_TIME:
     raise Refused(f'the {name} {value} is out of range')

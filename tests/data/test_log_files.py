@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from eain_jax.data import parquet_process
 from eain_jax.data.lines import ReadOptions
 from eain_jax.data.log_files import read_log
 from eain_jax.errors import InputError
@@ -237,12 +238,13 @@ def test_numbers_of_json_as_times(tmp_path):
 BAD = {
   'u': ['', '   ', 'a\0', 'a\ufffd'],
   'i': ['', ' '],
-  't': ['', 'soon', 'nan', 'inf', '1e300', '2014-13-45', '9007199254740993'],
-  'stars': ['', 'five', 'nan', '-inf', '1e39'],
+  't': ['', 'soon', 'nan', 'inf', '1e300', '2014-13-45', '9007199254740993',
+        '1_000', '1_0e3', '\u0661'],
+  'stars': ['', 'five', 'nan', '-inf', '1e39', '1_0', '\uff15'],
   'click': ['', '2', '-1', '0.5', 'yes', 'nan'],
   'list': ['', ' '],
   'rank': ['', '-1', '1.5', '2147483648', 'first', 'inf'],
-}
+}  # fmt: skip
 BAD_JSON = {
   'u': [None, 1.5, True, [], {}, ['a']],
   'i': [None, 0.0, [1]],
@@ -658,20 +660,47 @@ def test_bad_parquet_files(tmp_path):
   )
 
 
-def test_a_panic_of_polars_is_one_sentence(tmp_path, monkeypatch):
+def test_what_ends_the_process_that_decodes_is_one_sentence(tmp_path):
   path = tmp_path / 'log.parquet'
   FRAME.write_parquet(path)
-
-  def panic(self):
-    raise pl.exceptions.PanicException('index out of bounds\nnote: backtrace')
-
-  # It is no Exception, so most handlers let it through.
-  assert not issubclass(pl.exceptions.PanicException, Exception)
-  monkeypatch.setattr(pl.LazyFrame, 'collect', panic)
+  assert read(path)[0].counts['events'] == 4
+  # As Polars does where damage asks for more memory than there is.
+  parquet_process._child()._process.kill()
   assert refusal(path) == (
-    f'{path} cannot be read as Parquet: index out of bounds; copy or write it '
-    'again, or leave it out'
+    f'{path} cannot be read as Parquet: it is damaged, and ended its reader '
+    'with SIGKILL; copy or write it again, or leave it out'
   )
+  # The next one is read again.
+  assert read(path)[0].counts['events'] == 4
+
+
+def test_a_panic_of_polars_is_one_sentence(tmp_path, capfd):
+  path = tmp_path / 'log.parquet'
+  FRAME.write_parquet(path, compression='uncompressed')
+  whole = path.read_bytes()
+  length = int.from_bytes(whole[-8:-4], 'little')
+  # One byte after the other of what says where the data is.
+  reasons = set()
+  for place in range(len(whole) - 8 - length, len(whole) - 8, 3):
+    write(path, whole[:place] + b'\x7f' + whole[place + 1 :])
+    try:
+      read(path, options=LENIENT)
+    except InputError as error:
+      reasons.add(str(error))
+  assert len(reasons) > 10
+  assert all('\n' not in text and str(path) in text for text in reasons)
+  assert 'panicked' not in capfd.readouterr().err
+
+
+def test_parquet_that_says_it_has_more_rows_than_its_bytes_hold(tmp_path):
+  path = tmp_path / 'log.parquet'
+  rows = pl.DataFrame({'u': ['a'], 'i': ['b'], 't': [7]})
+  pl.concat([rows] * 400_000).write_parquet(path)
+  message = refusal(path)
+  assert message.startswith(f'{path} says that its ')
+  assert 'bytes hold 400,000 rows; no log packs so many' in message
+  log, _ = read(path, options=ReadOptions(max_inflation=1e6))
+  assert log.counts['duplicates'] == 399_999
 
 
 def test_bad_parquet_folders(tmp_path):
