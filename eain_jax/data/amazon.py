@@ -750,6 +750,13 @@ def _read_metadata_files(
       'price': pl.Series(prices, dtype=pl.Float64),
     }
   )
+  # No flag names these, and each of the releases lacks some.
+  without = [c.name for c in table if c.null_count() == table.height]
+  if without:
+    notes.append(
+      f'The metadata has no {", ".join(without)} of any item of the reviews: '
+      'left out.'
+    )
   counts = {
     'metadata_lines': sum(reader.lines for reader in readers),
     'items_in_metadata': int(seen.sum()),

@@ -396,8 +396,15 @@ class Reader(Protocol):
 
 
 def check_rejected(reader: Reader) -> None:
-  """Raises InputError where more lines of a file were rejected than allowed."""
-  if len(reader.rejected) > reader.options.max_rejected * reader.lines:
+  """Raises InputError where more lines were rejected than allowed, or all."""
+  num = len(reader.rejected)
+  if num and num == reader.lines:
+    line, reason, _ = min(reader.rejected)
+    raise InputError(
+      f'{reader.path}: all of its lines, {num}, were rejected, the first in '
+      f'line {line}: {reason}; this is not the file that it should be'
+    )
+  if num > reader.options.max_rejected * reader.lines:
     line, reason, _ = min(reader.rejected)
     raise InputError(
       f'{reader.path}: {len(reader.rejected)} of {reader.lines} lines were '

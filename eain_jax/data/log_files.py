@@ -38,7 +38,10 @@ from eain_jax.data.lines import LineReader, ReadOptions, first_lines
 from eain_jax.data.log_values import (
   OPTIONAL,
   REQUIRED,
+  Missing,
   Refused,
+  check_filled,
+  check_rows,
   odd_time,
   parse_category,
   parse_identifier,
@@ -267,20 +270,34 @@ def _read_text(
   reader = LineReader(path, options)
   made = [_Column(name) for name in columns]
   lines = array.array('q')
+  num_rows, missing = 0, collections.Counter()
   for number, row, text in _text_rows(
     reader, format_name, columns, '--columns'
   ):
+    num_rows += 1
+    values = []
     try:
-      values = [
-        column.parse(value) for column, value in zip(made, row, strict=True)
-      ]
+      for column, value in zip(made, row, strict=True):
+        values.append(column.parse(value))
     except Refused as error:
+      missing[made[len(values)].name] += isinstance(error, Missing)
       reader.reject(number, str(error), text)
       continue
     for column, value in zip(made, values, strict=True):
       column.values.append(value)
     lines.append(number)
+  check_rows(path, reader.lines, columns.values())
   arrays = {column.name: np.array(column.values) for column in made}
+  # What a row lacks is told of its first column alone; a context column may
+  # lack it.
+  empty = {name for name, count in missing.items() if count == num_rows}
+  if lines:
+    empty |= {
+      column.name
+      for column in made
+      if column.codes and arrays[column.name].max() < 0
+    }
+  check_filled(path, columns, arrays.keys() - empty)
   arrays['timestamp'], unit, odd = to_seconds(arrays['timestamp'])
   for row in np.flatnonzero(odd):
     reader.reject(lines[row], odd_time(unit), '')
@@ -359,21 +376,28 @@ def _read_items(
   wanted = {'--item_key': key, **{name: name for name in attributes}}
   row_of = {item: row for row, item in enumerate(items)}
   found: list[list[Any] | None] = [None] * len(items)
-  num_repeated = 0
+  num_rows = num_missing = num_repeated = 0
   notes: list[str] = []
 
   def take(reader: Reader, rows: Iterable[tuple[int, Sequence, Any]]) -> None:
-    nonlocal num_repeated
+    nonlocal num_rows, num_missing, num_repeated
     for number, (item, *values), text in rows:
+      num_rows += 1
       try:
         row = row_of.get(parse_identifier(key, item))
       except Refused as error:
+        num_missing += isinstance(error, Missing)
         reader.reject(number, str(error), text)
         continue
       if row is not None and found[row] is None:
         found[row] = values
       elif row is not None:
         num_repeated += 1
+
+  def check_keys(readers: Iterable[Reader]) -> None:
+    check_rows(path, sum(reader.lines for reader in readers), wanted.values())
+    if num_rows and num_missing == num_rows:
+      check_filled(path, {'--item_key': key}, ())
 
   files = parquet_files(path, options)
   readers: list[Reader] = [*files]
@@ -388,6 +412,7 @@ def _read_items(
         )
         rows = enumerate(frame.iter_rows(), first + 1)
         take(file, ((number, row, '') for number, row in rows))
+    check_keys(files)
     check_all_rejected(path, files)
     sources = [file.source('items-parquet') for file in files]
     is_text = False
@@ -396,6 +421,7 @@ def _read_items(
     is_text = format_name != 'json-lines'
     reader = LineReader(path, options)
     take(reader, _text_rows(reader, format_name, wanted, '--items'))
+    check_keys([reader])
     check_rejected(reader)
     readers.append(reader)
     sources = [reader.source(f'items-{format_name}')]
@@ -412,6 +438,13 @@ def _read_items(
     columns.append(
       _attribute_series(name, _decimal(values) if is_text else values)
     )
+  # A list may be empty.
+  leaves = [c.explode() if c.dtype == pl.List else c for c in columns]
+  check_filled(
+    f'{path}, of the {num_found} items that the events have',
+    {name: name for name in attributes},
+    {leaf.name for leaf in leaves if leaf.null_count() < len(leaf)},
+  )
   counts = {
     'item_lines': sum(reader.lines for reader in readers),
     'item_lines_rejected': sum(len(reader.rejected) for reader in readers),

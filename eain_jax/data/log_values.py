@@ -2,7 +2,7 @@
 
 import datetime
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,14 @@ class Refused(ValueError):
   """A value that its column cannot hold; the message says why."""
 
 
+class Missing(Refused):
+  """There is no value."""
+
+
 def parse_identifier(name: str, value: Any) -> str:
   """An id or category as text."""
   if value is None:
-    raise Refused(f'the {name} is missing')
+    raise Missing(f'the {name} is missing')
   if isinstance(value, str):
     text = value
   elif isinstance(value, int) and not isinstance(value, bool):
@@ -36,7 +40,7 @@ def parse_identifier(name: str, value: Any) -> str:
   else:
     raise Refused(f'the {name} is {value!r}, neither text nor an integer')
   if not text or text.isspace():
-    raise Refused(f'the {name} is empty')
+    raise Missing(f'the {name} is empty')
   if '\0' in text or '\ufffd' in text:
     raise Refused(f'the {name} holds NUL or invalid UTF-8')
   if len(text) > MAX_ID_LENGTH:
@@ -53,7 +57,7 @@ def parse_category(name: str, value: Any) -> str:
 
 def _finite(name: str, value: Any) -> float:
   if value is None or (isinstance(value, str) and not value.strip()):
-    raise Refused(f'the {name} is missing')
+    raise Missing(f'the {name} is missing')
   if isinstance(value, bool):
     raise Refused(f'the {name} is {value}')
   try:
@@ -132,6 +136,25 @@ def require_columns(
       )
     if found.count(column) > 1:
       raise InputError(f'{path} has two columns of the name {column!r}')
+
+
+def check_rows(path: str | Path, num_rows: int, columns: Iterable[str]) -> None:
+  """Raises InputError where there is no row for columns of the source."""
+  if not num_rows:
+    named = ', '.join(dict.fromkeys(columns))
+    raise InputError(f'{path} holds no line of data, so none for {named}')
+
+
+def check_filled(
+  path: str | Path, columns: Mapping[str, str], filled: Container[str]
+) -> None:
+  """Raises InputError where a column is not in `filled`: it has no value."""
+  for name, column in columns.items():
+    if name not in filled:
+      raise InputError(
+        f'{path}: the column {column!r} for {name} holds no value in any row: '
+        'name another one, or leave it out'
+      )
 
 
 def time_note(name: str, unit: str) -> list[str]:

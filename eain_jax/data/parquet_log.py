@@ -45,6 +45,8 @@ from eain_jax.data.log_values import (
   OPTIONAL,
   REQUIRED,
   Refused,
+  check_filled,
+  check_rows,
   odd_time,
   parse_timestamp,
   raw_events,
@@ -630,9 +632,10 @@ def read_parquet(
       were refused.
   """
   context = [name for name in columns if name not in REQUIRED + OPTIONAL]
+  num_rows = sum(file.lines for file in files)
+  check_rows(path, num_rows, columns.values())
   notes = check_columns(files, columns, '--columns', context)
   _check_kinds(path, files, columns)
-  num_rows = sum(file.lines for file in files)
   codes = {
     name: _GrowingCodes(num_rows) for name in columns if name not in _DTYPES
   }
@@ -649,16 +652,18 @@ def read_parquet(
     # Of several reasons the one of the first column stands.
     rows[refused] = np.minimum(rows[refused], number_of[name])
 
-  begin = 0
+  begin, filled = 0, set()
   for file, frame in _batches(files, list(dict.fromkeys(columns.values()))):
     rows = slice(begin, begin + frame.height)
     begin += frame.height
     refused = reason_of_row[rows]
     for name, column in columns.items():
       series = frame[column]
+      is_filled = series.null_count() < len(series)
       if name in codes:
         made, values = _codes(file.path, series)
         codes[name].append(made, values)
+        is_filled = len(values) > 0
         if name not in context:
           refuse(refused, made < 0, name)
       elif name == 'timestamp':
@@ -667,6 +672,9 @@ def read_parquet(
       else:
         numbers[name][rows], bad = _numbers(file.path, name, series)
         refuse(refused, bad, name)
+      if is_filled:
+        filled.add(name)
+  check_filled(path, columns, filled)
   unit, odd = _to_seconds(numbers['timestamp'])
   refuse(reason_of_row, odd, 'unit')
   texts = [*reasons.values()]

@@ -337,6 +337,14 @@ def test_metadata_of_2023(tmp_path):
   assert log.counts['prices_unreadable'] == 0
 
 
+def test_attributes_that_no_item_has_are_told(tmp_path):
+  _, log, _ = metadata_table(tmp_path, [{'asin': ITEM, 'brand': 'x'}])
+  assert log.notes == (
+    'The metadata has no category, category_path, price of any item of the '
+    'reviews: left out.',
+  )
+
+
 @pytest.mark.parametrize(
   ('value', 'price'),
   [
@@ -701,9 +709,9 @@ def test_too_many_rejected(tmp_path):
 
 def test_all_lines_rejected(tmp_path):
   path = write(tmp_path / 'a', [review_2014(USER, '', 5.0, 1)] * 3)
-  assert '3 of 3 lines were rejected' in refusal([path])
-  message = refusal([path], options=ReadOptions(max_rejected=1.0))
-  assert 'a: not one event could be read' in message
+  said = f'{path}: all of its lines, 3, were rejected, the first in line 1: an '
+  assert said in refusal([path])
+  assert said in refusal([path], options=ReadOptions(max_rejected=1.0))
 
 
 def test_seconds_among_milliseconds(tmp_path):

@@ -270,12 +270,16 @@ def stand_in(name, lines, rejected, max_rejected=0.1):
 def test_share_of_rejected_lines():
   bad = [(9, 'nine', ''), (4, 'four', 'x')]
   check_rejected(stand_in('a', 20, bad))
-  check_rejected(stand_in('a', 2, bad, 1.0))
+  check_rejected(stand_in('a', 3, bad, 1.0))
   reason = '2 of 19 lines were rejected, the first in line 4: four; mend'
   with pytest.raises(InputError, match=reason):
     check_rejected(stand_in('a', 19, bad))
   with pytest.raises(InputError, match='holds no line of data'):
     check_rejected(stand_in('a', 0, []))
+  # All of them are never allowed.
+  reason = 'all of its lines, 2, were rejected, the first in line 4: four; this'
+  with pytest.raises(InputError, match=reason):
+    check_rejected(stand_in('a', 2, bad, 1.0))
 
 
 def test_rejected_table_is_in_order_of_lines():

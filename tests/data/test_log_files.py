@@ -172,10 +172,12 @@ def test_integer_and_text_ids_are_text(tmp_path):
 
 
 def test_empty_fields_at_the_ends_of_a_row(tmp_path):
-  path = write(tmp_path / 'a', 'd\tu\ti\tt\te\n\tx\ty\t1\t\n')
+  text = 'd\tu\ti\tt\te\n\tx\ty\t1\t\nz\tx\ty\t2\tz\n'
+  path = write(tmp_path / 'a', text)
   log, _ = read(path, COLUMNS | {'d': 'd', 'e': 'e'})
-  assert as_rows(log) == [('x', 'y', 1)]
-  assert log.context['d'].codes.tolist() == [-1]
+  assert as_rows(log) == [('x', 'y', 1), ('x', 'y', 2)]
+  for name in 'de':
+    assert log.context[name].codes.tolist() == [-1, 0]
 
 
 def test_booleans_are_labels_and_categories_in_json(tmp_path):
@@ -653,7 +655,7 @@ def test_bad_parquet_files(tmp_path):
   write(path, damaged)
   assert f'{path} cannot be read as Parquet: ' in refusal(path)
   FRAME[:0].write_parquet(path)
-  assert refusal(path) == f'{path} holds no line of data'
+  assert refusal(path) == f'{path} holds no line of data, so none for u, i, t'
   FRAME.drop('u').write_parquet(path)
   assert refusal(path).startswith(
     f"{path} has no column 'u' for user; it has junk, t, i, "
@@ -794,6 +796,72 @@ def test_files_that_are_no_log(tmp_path, content, sentence):
   message = refusal(path)
   assert sentence in message
   assert str(path) in message
+
+
+# What a source names has a value somewhere: a wrong column or a broken export
+# is told, where all rows would be rejected or a feature left out.
+
+
+def write_as(path, kind, rows, header):
+  """The rows as text or Parquet, None where there is no value."""
+  if kind == 'parquet':
+    frame = pl.DataFrame(rows, schema=header, orient='row', strict=False)
+    frame.write_parquet(path)
+    return path
+  if kind != 'json':
+    rows = [['' if value is None else value for value in row] for row in rows]
+  return write_log(path, kind, rows, header)
+
+
+@pytest.mark.parametrize('name', FULL)
+@pytest.mark.parametrize('kind', ['csv', 'tsv', 'json', 'parquet'])
+@pytest.mark.parametrize('options', [STRICT, ReadOptions(max_rejected=1.0)])
+def test_a_column_without_any_value_is_named(tmp_path, kind, name, options):
+  place = HEADER.index(FULL[name])
+  rows = [[*row[:place], None, *row[place + 1 :]] for row in ROWS]
+  path = write_as(tmp_path / 'a', kind, rows, HEADER)
+  assert refusal(path, FULL, options) == (
+    f'{path}: the column {FULL[name]!r} for {name} holds no value in any row: '
+    'name another one, or leave it out'
+  )
+
+
+@pytest.mark.parametrize('kind', ['csv', 'tsv', 'parquet'])
+def test_a_table_without_rows_is_named_with_its_columns(tmp_path, kind):
+  path = write_as(tmp_path / 'a', kind, [], HEADER)
+  assert refusal(path, COLUMNS) == (
+    f'{path} holds no line of data, so none for u, i, t'
+  )
+  events = write_log(tmp_path / 'events', 'csv')
+  path = write_as(tmp_path / 'i', kind, [], ['id', 'b'])
+  message = refusal(events, items=path, item_key='id', item_attributes=['b'])
+  assert message == f'{path} holds no line of data, so none for id, b'
+
+
+@pytest.mark.parametrize('kind', ['csv', 'json', 'parquet'])
+def test_an_attribute_without_any_value_is_named(tmp_path, kind):
+  events = write_log(tmp_path / 'events', 'csv')
+  settings = {'item_key': 'id', 'item_attributes': ['b', 'c']}
+  # Items of no event do not count: c of Z is never used.
+  rows = [['A', 'x', None], ['B', None, None], ['Z', 'x', 'y']]
+  path = write_as(tmp_path / 'i', kind, rows, ['id', 'b', 'c'])
+  assert refusal(events, items=path, **settings) == (
+    f"{path}, of the 2 items that the events have: the column 'c' for c holds "
+    'no value in any row: name another one, or leave it out'
+  )
+  rows = [[None, 'x', 'y']] * 3
+  path = write_as(tmp_path / 'i', kind, rows, ['id', 'b', 'c'])
+  assert refusal(events, items=path, **settings) == (
+    f"{path}: the column 'id' for --item_key holds no value in any row: name "
+    'another one, or leave it out'
+  )
+
+
+def test_empty_lists_are_no_value(tmp_path):
+  events = write_log(tmp_path / 'events', 'csv')
+  path = write(tmp_path / 'i', '{"id": "A", "b": []}\n{"id": "B", "b": null}')
+  message = refusal(events, items=path, item_key='id', item_attributes=['b'])
+  assert "the column 'b' for b holds no value" in message
 
 
 def test_paths_that_are_no_log(tmp_path):
