@@ -137,12 +137,8 @@ def detect_format(path: Path, options: ReadOptions) -> str:
     raise InputError(
       f'{path}, line {number}: a JSON array, {shown!r}; write one object a line'
     )
-  # The first line may be a broken one; it is rejected like any other.
-  for _, line in sample:
-    if line.startswith(b'{') and (record := _parse_record(line)) is not None:
-      return _record_format(path, set(record))
-  fields = _csv_fields(sample[0][1])
-  if len(fields) >= 4:
+  fields = _csv_fields(line)
+  if not line.startswith(b'{') and len(fields) >= 4:
     if any(field.lower() in HEADER_NAMES['user'] for field in fields):
       return 'amazon-ratings-csv-header'
     if (
@@ -151,6 +147,10 @@ def detect_format(path: Path, options: ReadOptions) -> str:
       and _number(fields[3]) is not None
     ):
       return 'amazon-ratings-csv'
+  # The first line may be a broken one; it is rejected like any other.
+  for _, line in sample:
+    if line.startswith(b'{') and (record := _parse_record(line)) is not None:
+      return _record_format(path, set(record))
   if shown.startswith('{'):
     raise InputError(
       f'{path}, line {number}: neither a JSON object nor a Python literal: '

@@ -8,6 +8,7 @@ import array
 import collections
 import csv
 import dataclasses
+import json
 from collections.abc import (
   Callable,
   Collection,
@@ -210,11 +211,27 @@ def _csv_rows(
     yield number, row, text
 
 
+def _repeated_key(line: bytes, keys: Collection[str]) -> str | None:
+  """A key of the object of a line that stands there with two values."""
+  objects = json.loads(line, object_pairs_hook=list)
+  first: dict[str, Any] = {}
+  for key, value in objects:
+    # By text, for True equals 1.
+    if key in keys and repr(first.setdefault(key, value)) != repr(value):
+      return key
+  return None
+
+
 def _json_rows(
-  reader: LineReader,
+  reader: LineReader, keys: Collection[str]
 ) -> Iterator[tuple[int, dict[str, Any], bytes]]:
-  """Line number, object and text; what is no object is rejected."""
+  """Line number, object and text of each line.
+
+  What is no object is rejected, or has one of `keys` with two values: which
+  one is meant cannot be known.
+  """
   decode = msgspec.json.Decoder().decode
+  quoted = [msgspec.json.encode(key) for key in keys]
   for start, lines in reader.blocks():
     for number, line in enumerate(lines, start):
       if not line:
@@ -224,10 +241,17 @@ def _json_rows(
       except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         reader.reject(number, str(error), line)
         continue
-      if isinstance(record, dict):
-        yield number, record, line
-      else:
+      if not isinstance(record, dict):
         reader.reject(number, 'not a JSON object', line)
+      # Each key has a colon, so most objects are seen to have each key once.
+      elif (
+        line.count(b':') != len(record)
+        and any(line.count(key) > 1 for key in quoted)
+        and (key := _repeated_key(line, keys)) is not None
+      ):
+        reader.reject(number, f'the key {key!r} twice, with two values', line)
+      else:
+        yield number, record, line
 
 
 def _text_rows(
@@ -241,7 +265,7 @@ def _text_rows(
   if format_name == 'json-lines':
     keys = list(wanted.values())
     known: dict[str, None] = {}
-    for number, record, line in _json_rows(reader):
+    for number, record, line in _json_rows(reader, keys):
       known.update(dict.fromkeys(record))
       yield number, [record.get(key) for key in keys], line
     if known:

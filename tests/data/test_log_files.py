@@ -293,20 +293,6 @@ def test_rejected_lines_keep_their_text(tmp_path):
   assert rejected['text'].to_list() == ['{"u": 7.5,  "i":"y"}']
 
 
-def test_bad_json_lines_are_rejected_with_their_number(tmp_path):
-  good = '{"u": "x", "i": "y", "t": %d}'
-  deep = '[' * 100_000 + ']' * 100_000
-  bad = ['{', '[]', '7', 'null', 'u,i,t', good % 1 + 'x', '{"u": NaN}',
-         '{"u": "\\ud800"}', f'{{"u": "x", "i": "y", "t": {"9" * 5_000}}}',
-         f'{{"u": "x", "i": "y", "t": 1, "z": {deep}}}']  # fmt: skip
-  content = '\n'.join([good % 1, '', *bad, good % 2]).encode()
-  path = write(tmp_path / 'a', content + b'\n{"u": "\xff", "i": "y", "t": 1}')
-  log, rejected = read(path, options=LENIENT)
-  assert [line for line, _ in rejected] == [*range(3, 13), 14]
-  assert log.timestamp.tolist() == [1, 2]
-  assert log.counts['blank'] == 1
-
-
 def test_a_quoted_field_may_hold_line_ends(tmp_path):
   text = (
     'u,note,i,t\n'
