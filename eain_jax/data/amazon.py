@@ -25,10 +25,12 @@ from eain_jax.data.events import (
   MAX_ID_LENGTH,
   Codes,
   EventLog,
+  LineNumbers,
   RawColumn,
   RawEvents,
   check_rejected,
   clean_events,
+  kept_rows,
   rejected_table,
   to_seconds,
 )
@@ -203,14 +205,14 @@ class _Events:
     self.user_of, self.item_of = Codes(_is_id), Codes(_is_id)
     self.user, self.item = array.array('i'), array.array('i')
     self.rating, self.time = array.array('f'), array.array('q')
-    self.line = array.array('q')
+    self.line = LineNumbers()
 
   def add(self, user, item, rating, time, line) -> None:
     self.user.append(self.user_of(user))
     self.item.append(self.item_of(item))
     self.rating.append(rating)
     self.time.append(int(time))
-    self.line.append(line)
+    self.line.add(line)
 
   def add_reviews(
     self, reviews: Sequence[_Review2014 | _Review2023], count: Callable
@@ -230,13 +232,11 @@ class _Events:
     is_good &= (np.abs(time) < MAX_TIME) & (time == np.floor(time))
     if not is_good.all():
       return False
-    first = count(len(reviews))
-    line = np.arange(first, first + len(reviews))
+    self.line.add(count(len(reviews)), len(reviews))
     self.user.frombytes(user.tobytes())
     self.item.frombytes(item.tobytes())
     self.rating.frombytes(rating.astype(np.float32).tobytes())
     self.time.frombytes(time.astype(np.int64).tobytes())
-    self.line.frombytes(line.tobytes())
     return True
 
 
@@ -392,7 +392,7 @@ def _read_review_files(
   paths: Sequence[str | Path], options: ReadOptions
 ) -> tuple[RawEvents, list[LineReader], list[dict[str, Any]], list[str]]:
   events, readers, sources, notes = _Events(), [], [], []
-  times = []
+  odd_of_file = []
   for path in map(Path, paths):
     reader = LineReader(path, options)
     format_name = detect_format(path, options)
@@ -406,27 +406,36 @@ def _read_review_files(
       _json_events(reader, format_name, events)
     else:
       _csv_events(reader, format_name, events, notes)
-    time = np.array(events.time[begin:], np.int64)
+    # A view: while it is there, the array cannot grow.
+    time = np.frombuffer(events.time, np.int64)[begin:]
     seconds, unit, odd = to_seconds(time)
     for row in np.flatnonzero(odd):
       reader.reject(
-        events.line[begin + row],
+        events.line.of(begin + int(row)),
         f'the time {time[row]} is not in {unit} as most of the file is',
         '',
       )
+    time[:] = seconds
+    del time, seconds
+    odd_of_file.append(odd)
     check_rejected(reader)
     if unit != 'seconds':
       notes.append(f'{path.name}: times in {unit} were read as seconds.')
-    times.append(np.where(odd, np.iinfo(np.int64).min, seconds))
     readers.append(reader)
     sources.append(reader.source(format_name))
     notes += reader.notes()
-  timestamp = np.concatenate(times)
-  kept = timestamp != np.iinfo(np.int64).min
-  user = RawColumn(np.array(events.user)[kept], events.user_of.values())
-  item = RawColumn(np.array(events.item)[kept], events.item_of.values())
-  rating = np.array(events.rating)[kept]
-  return RawEvents(user, item, timestamp[kept], rating), readers, sources, notes
+  odd = np.concatenate(odd_of_file)
+  user, item, rating, timestamp = (
+    kept_rows(column, odd)
+    for column in (events.user, events.item, events.rating, events.time)
+  )
+  raw = RawEvents(
+    RawColumn(user, events.user_of.pop_values()),
+    RawColumn(item, events.item_of.pop_values()),
+    timestamp,
+    rating,
+  )
+  return raw, readers, sources, notes
 
 
 # Splits at strings. A quote that opens none takes all that follows, lest each

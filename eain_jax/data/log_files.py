@@ -27,11 +27,13 @@ import polars as pl
 from eain_jax.data.events import (
   Codes,
   EventLog,
+  LineNumbers,
   RawColumn,
   RawEvents,
   Reader,
   check_rejected,
   clean_events,
+  kept_rows,
   rejected_table,
   to_seconds,
 )
@@ -293,7 +295,7 @@ def _read_text(
   format_name = _text_format(path, options)
   reader = LineReader(path, options)
   made = [_Column(name) for name in columns]
-  lines = array.array('q')
+  lines = LineNumbers()
   num_rows, missing = 0, collections.Counter()
   for number, row, text in _text_rows(
     reader, format_name, columns, '--columns'
@@ -309,29 +311,31 @@ def _read_text(
       continue
     for column, value in zip(made, values, strict=True):
       column.values.append(value)
-    lines.append(number)
+    lines.add(number)
   check_rows(path, reader.lines, columns.values())
-  arrays = {column.name: np.array(column.values) for column in made}
   # What a row lacks is told of its first column alone; a context column may
   # lack it.
   empty = {name for name, count in missing.items() if count == num_rows}
-  if lines:
+  if made[0].values:
     empty |= {
       column.name
       for column in made
-      if column.codes and arrays[column.name].max() < 0
+      if column.codes and np.frombuffer(column.values, np.int32).max() < 0
     }
-  check_filled(path, columns, arrays.keys() - empty)
-  arrays['timestamp'], unit, odd = to_seconds(arrays['timestamp'])
+  check_filled(path, columns, columns.keys() - empty)
+  [times] = [column.values for column in made if column.name == 'timestamp']
+  seconds, unit, odd = to_seconds(np.frombuffer(times, np.int64))
   for row in np.flatnonzero(odd):
-    reader.reject(lines[row], odd_time(unit), '')
+    reader.reject(lines.of(int(row)), odd_time(unit), '')
   check_rejected(reader)
-  codes = {
-    column.name: RawColumn(arrays.pop(column.name)[~odd], column.codes.values())
-    for column in made
-    if column.codes
-  }
-  numbers = {name: values[~odd] for name, values in arrays.items()}
+  codes, numbers = {}, {}
+  for column in made:
+    values = kept_rows(column.values, odd)
+    if column.codes:
+      codes[column.name] = RawColumn(values, column.codes.pop_values())
+    else:
+      numbers[column.name] = values
+  numbers['timestamp'] = seconds[~odd] if odd.any() else seconds
   return (
     raw_events(codes, numbers, columns),
     [reader],
