@@ -56,7 +56,7 @@ from eain_jax.data.log_values import (
 from eain_jax.data.parquet_process import Unreadable, read_rows, read_schema
 from eain_jax.errors import InputError
 
-ROWS_AT_ONCE = 1 << 21
+ROWS_AT_ONCE = 1 << 20
 # Distinct values of slices are merged when so many have gathered.
 MIN_MERGED = 1 << 20
 # Numbers in a range so wide are always looked up in a table of the range.

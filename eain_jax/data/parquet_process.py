@@ -12,6 +12,7 @@ import contextlib
 import functools
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -40,30 +41,35 @@ class _Child:
       Unreadable: there is none.
     """
     with self._lock:
-      if self._process is None:
-        # -P: modules of this folder must not stand for those of others.
-        self._process = subprocess.Popen(
-          [sys.executable, '-P', __file__],
-          stdin=subprocess.PIPE,
-          stdout=subprocess.PIPE,
-          stderr=subprocess.DEVNULL,
-        )
-      to_child, from_child = self._process.stdin, self._process.stdout
-      assert to_child is not None
-      assert from_child is not None
+      # Kept once it has answered: the rest of an answer is for nobody else.
+      process, self._process = self._process or _start(), None
+      assert process.stdin is not None
+      assert process.stdout is not None
       with contextlib.suppress(BrokenPipeError):
-        to_child.write(json.dumps(question).encode() + b'\n')
-        to_child.flush()
-      head = from_child.readline()
+        process.stdin.write(json.dumps(question).encode() + b'\n')
+        process.stdin.flush()
+      head = process.stdout.readline()
       answer = json.loads(head) if head.endswith(b'\n') else {'bytes': 1}
-      data = from_child.read(answer.get('bytes', 0))
-      if 'error' in answer:
-        raise Unreadable(answer['error'])
-      if len(data) < answer['bytes']:
-        code, self._process = self._process.wait(), None
+      num_bytes = answer.get('bytes', 0)
+      data = process.stdout.read(num_bytes)
+      if len(data) < num_bytes:
+        code = process.wait()
         how = signal.Signals(-code).name if code < 0 else f'exit code {code}'
         raise Unreadable(f'it is damaged, and ended its reader with {how}')
+      self._process = process
+    if 'error' in answer:
+      raise Unreadable(answer['error'])
     return pl.read_ipc_stream(io.BytesIO(data)), answer['rows']
+
+
+def _start() -> subprocess.Popen:
+  # -P: modules of this folder must not stand for those of others.
+  return subprocess.Popen(
+    [sys.executable, '-P', __file__],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+  )
 
 
 _child = functools.cache(_Child)
@@ -75,7 +81,8 @@ def read_schema(path: str) -> tuple[pl.Schema, int]:
   Raises:
     Unreadable: it is damaged.
   """
-  frame, num_rows = _child().ask({'path': path})
+  # The child may have started in another folder.
+  frame, num_rows = _child().ask({'path': os.path.abspath(path)})
   return frame.schema, num_rows
 
 
@@ -94,7 +101,7 @@ def read_rows(
     Unreadable: it is damaged.
   """
   question = {
-    'path': path,
+    'path': os.path.abspath(path),
     'columns': list(columns),
     'first': first,
     'size': size,

@@ -5,6 +5,8 @@ import gzip
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -806,6 +808,46 @@ def test_every_release_is_told_by_its_keys(tmp_path):
     for dump in (json.dumps, repr):
       path = write(tmp_path / 'reviews_2018.json', [dump(keys)])
       assert detect_format(path, STRICT) == expected
+
+
+# Memory.
+
+PEAK = """
+import sys
+from pathlib import Path
+from eain_jax.benchmark.host import peak_rss_mb
+from eain_jax.data.amazon import read_amazon
+from eain_jax.data.lines import ReadOptions
+log, _ = read_amazon([Path(sys.argv[1])], [], ReadOptions())
+print(len(log.user), peak_rss_mb())
+"""
+
+
+def test_memory_hardly_grows_with_lines(tmp_path):
+  """Of a line some 20 bytes are kept; a file need not fit into memory."""
+  path, peaks = tmp_path / 'a', []
+  with path.open('wb') as file:
+    for num in (80_000, 320_000):
+      for n in range(0 if not peaks else 80_000, num):
+        file.write(
+          b'{"reviewerID": "A%d", "asin": "B%d", "overall": 5.0, "reviewText": '
+          b'"%s", "unixReviewTime": %d}\n'
+          % (n % 9_000, n % 7_000, b'x' * 700, DAY * n)
+        )
+      file.flush()
+      done = subprocess.run(
+        [sys.executable, '-c', PEAK, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+      )
+      events, peak = done.stdout.split()
+      assert int(events) == num
+      peaks.append(float(peak))
+  # 190 MB more of text; 240,000 events of 20 bytes, and their sorting.
+  assert path.stat().st_size > 240_000_000
+  assert peaks[1] < 1.2 * peaks[0]
 
 
 # Real files.

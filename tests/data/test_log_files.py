@@ -648,7 +648,9 @@ def test_bad_parquet_files(tmp_path):
   )
 
 
-def test_what_ends_the_process_that_decodes_is_one_sentence(tmp_path):
+def test_what_ends_the_process_that_decodes_is_one_sentence(
+  tmp_path, monkeypatch
+):
   path = tmp_path / 'log.parquet'
   FRAME.write_parquet(path)
   assert read(path)[0].counts['events'] == 4
@@ -658,8 +660,10 @@ def test_what_ends_the_process_that_decodes_is_one_sentence(tmp_path):
     f'{path} cannot be read as Parquet: it is damaged, and ended its reader '
     'with SIGKILL; copy or write it again, or leave it out'
   )
-  # The next one is read again.
+  # The next one is read again, from wherever we stand by then.
   assert read(path)[0].counts['events'] == 4
+  monkeypatch.chdir(tmp_path)
+  assert read('log.parquet')[0].counts['events'] == 4
 
 
 def test_a_panic_of_polars_is_one_sentence(tmp_path, capfd):
