@@ -345,6 +345,8 @@ def metadata_fields(line):
     record = load_json(line)
   except (ValueError, RecursionError):
     record = ast.literal_eval(line.decode().strip(' \t\r\n'))
+  # Beyond float64 a number may be refused, or skipped.
+  assume(not is_infinite(record))
   if not isinstance(record, dict):
     raise ValueError
   for key in ('asin', 'parent_asin'):
@@ -354,6 +356,15 @@ def metadata_fields(line):
     raise ValueError
   names = 'asin', 'parent_asin', 'category', 'categories', 'brand', 'price'
   return {name: record.get(name) for name in names}
+
+
+def is_infinite(value):
+  """Whether a number is, or one within a value."""
+  if isinstance(value, dict):
+    value = [*value.keys(), *value.values()]
+  if isinstance(value, list | tuple | set):
+    return any(map(is_infinite, value))
+  return isinstance(value, float) and math.isinf(value)
 
 
 @st.composite

@@ -324,6 +324,8 @@ METADATA_KINDS = {
   'bool as id': b"{'asin': True}",
   'NaN': b'{"asin": "B1", "price": NaN}',
   'nan': b"{'asin': 'B1', 'price': nan}",
+  '1e400': b'{"asin": "B1", "price": 1e400}',
+  'literal of 1e400': b"{'asin': 'B1', 'price': 1e400}",
   'a call': b"{'asin': __import__('os').getcwd()}",
   'a sum': b"{'asin': 'B1' + 'B2'}",
   'a comprehension': b"{'asin': ['B1' for _ in '1'][0]}",
