@@ -5,6 +5,7 @@ Flags are generated from these dataclasses (`experiments/cli.py`), manifests and
 """
 
 import dataclasses
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -43,9 +44,10 @@ class Settings:
         )
       low, high = field.metadata['at_least'], field.metadata['at_most']
       for number in value if isinstance(value, tuple) else (value,):
-        if low is not None and number < low:
+        # Bounds that NaN does not pass.
+        if low is not None and not number >= low:
           raise InputError(f'{field.name}={number} must be at least {low}')
-        if high is not None and number > high:
+        if high is not None and not number <= high:
           raise InputError(f'{field.name}={number} must be at most {high}')
 
   def to_dict(self) -> dict[str, Any]:
@@ -57,17 +59,44 @@ class Settings:
 
   @classmethod
   def from_dict(cls, values: Mapping[str, Any]):
-    """The config that `to_dict` wrote; unknown names raise InputError."""
+    """The config that `to_dict` wrote.
+
+    Raises:
+      InputError: a name is unknown, or a value of another type.
+    """
     names = {f.name for f in dataclasses.fields(typing.cast(Any, cls))}
     unknown = sorted(set(values) - names)
     if unknown:
+      given = ', '.join(map(repr, unknown))
       raise InputError(
-        f'{cls.__name__} has no setting {", ".join(unknown)}: the file was '
-        'written by another version'
+        f'{cls.__name__} has no setting {given}: the file was written by '
+        'another version'
       )
-    return cls(
-      **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    )
+    kinds = typing.get_type_hints(cls)
+    given = {
+      k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+    }
+    for name, value in given.items():
+      if not _is_of(kinds[name], value):
+        raise InputError(
+          f'{cls.__name__} cannot have {name}={value!r}: the file was changed, '
+          'or written by another version'
+        )
+    return cls(**given)
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+  """Whether a value that JSON can hold is of a setting's type."""
+  if isinstance(kind, types.UnionType):
+    return any(_is_of(one, value) for one in typing.get_args(kind))
+  if typing.get_origin(kind) is tuple:
+    [entry, _] = typing.get_args(kind)
+    return isinstance(value, tuple) and all(_is_of(entry, v) for v in value)
+  if kind is float:
+    # NaN and infinity are beyond what is set.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < 1e300
+  return type(value) is kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +199,15 @@ class PrepareConfig(Settings):
     "Share of a file's lines that may be rejected before the run stops.",
     at_least=0,
     at_most=1,
+  )
+  max_inflation: float = setting(
+    200.0,
+    'Bytes that may come out of a gzip file for each of its own; logs reach '
+    '3 to 50, and what is made to fill a memory 1,000.',
+    at_least=1,
+  )
+  max_inflated_gb: float = setting(
+    1_000.0, 'GB that may come out of a gzip file.', at_least=0
   )
   seed: int = setting(
     0, 'Seed of negatives, candidates, the synthetic world.', at_least=0

@@ -22,12 +22,15 @@ import numpy as np
 import polars as pl
 
 from eain_jax.data.events import (
+  MAX_ID_LENGTH,
   Codes,
   EventLog,
+  LineNumbers,
   RawColumn,
   RawEvents,
   check_rejected,
   clean_events,
+  kept_rows,
   rejected_table,
   to_seconds,
 )
@@ -36,6 +39,8 @@ from eain_jax.errors import InputError
 
 MAX_ATTRIBUTE_LENGTH = 200
 SAMPLE_LINES = 100
+# Python takes up to 500 bytes for each byte of a literal; real ones are 6 kB.
+MAX_LITERAL_BYTES = 1 << 18
 # Far beyond any; a larger number is junk, and may be beyond float64.
 MAX_RATING = 1e6
 MAX_PRICE = 1e9
@@ -87,7 +92,7 @@ def _parse_record(line: bytes) -> dict[str, Any] | None:
     record = msgspec.json.decode(line)
   except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
     try:
-      record = _evaluate_literal(line.decode())
+      record = _evaluate_literal(_literal_text(line))
     except ValueError:
       return None
   return record if isinstance(record, dict) else None
@@ -134,12 +139,8 @@ def detect_format(path: Path, options: ReadOptions) -> str:
     raise InputError(
       f'{path}, line {number}: a JSON array, {shown!r}; write one object a line'
     )
-  # The first line may be a broken one; it is rejected like any other.
-  for _, line in sample:
-    if line.startswith(b'{') and (record := _parse_record(line)) is not None:
-      return _record_format(path, set(record))
-  fields = _csv_fields(sample[0][1])
-  if len(fields) >= 4:
+  fields = _csv_fields(line)
+  if not line.startswith(b'{') and len(fields) >= 4:
     if any(field.lower() in HEADER_NAMES['user'] for field in fields):
       return 'amazon-ratings-csv-header'
     if (
@@ -148,6 +149,10 @@ def detect_format(path: Path, options: ReadOptions) -> str:
       and _number(fields[3]) is not None
     ):
       return 'amazon-ratings-csv'
+  # The first line may be a broken one; it is rejected like any other.
+  for _, line in sample:
+    if line.startswith(b'{') and (record := _parse_record(line)) is not None:
+      return _record_format(path, set(record))
   if shown.startswith('{'):
     raise InputError(
       f'{path}, line {number}: neither a JSON object nor a Python literal: '
@@ -161,6 +166,9 @@ def detect_format(path: Path, options: ReadOptions) -> str:
 
 def _number(text: str) -> float | None:
   """The finite number that a text holds, or None."""
+  # Python's own: 1_000, and digits of other scripts.
+  if '_' in text or not text.isascii():
+    return None
   try:
     value = float(text)
   except ValueError:
@@ -170,13 +178,16 @@ def _number(text: str) -> float | None:
 
 def _is_id(text: str) -> bool:
   is_empty = not text or text.isspace()
-  return not (is_empty or '\0' in text or '\ufffd' in text)
+  is_bad = '\0' in text or '\ufffd' in text
+  return not (is_empty or is_bad) and len(text) <= MAX_ID_LENGTH
 
 
 def _bad_fields(user: str, item: str, rating: float, time: float) -> str | None:
   """Why the fields of an event cannot be used, or None."""
   if not user or not item or user.isspace() or item.isspace():
     return 'an id is empty'
+  if max(len(user), len(item)) > MAX_ID_LENGTH:
+    return f'an id has more than {MAX_ID_LENGTH} characters'
   if not (_is_id(user) and _is_id(item)):
     return 'an id holds NUL or invalid UTF-8'
   # Not isfinite, which fails on integers beyond float64.
@@ -194,14 +205,14 @@ class _Events:
     self.user_of, self.item_of = Codes(_is_id), Codes(_is_id)
     self.user, self.item = array.array('i'), array.array('i')
     self.rating, self.time = array.array('f'), array.array('q')
-    self.line = array.array('q')
+    self.line = LineNumbers()
 
   def add(self, user, item, rating, time, line) -> None:
     self.user.append(self.user_of(user))
     self.item.append(self.item_of(item))
     self.rating.append(rating)
     self.time.append(int(time))
-    self.line.append(line)
+    self.line.add(line)
 
   def add_reviews(
     self, reviews: Sequence[_Review2014 | _Review2023], count: Callable
@@ -221,13 +232,11 @@ class _Events:
     is_good &= (np.abs(time) < MAX_TIME) & (time == np.floor(time))
     if not is_good.all():
       return False
-    first = count(len(reviews))
-    line = np.arange(first, first + len(reviews))
+    self.line.add(count(len(reviews)), len(reviews))
     self.user.frombytes(user.tobytes())
     self.item.frombytes(item.tobytes())
     self.rating.frombytes(rating.astype(np.float32).tobytes())
     self.time.frombytes(time.astype(np.int64).tobytes())
-    self.line.frombytes(line.tobytes())
     return True
 
 
@@ -383,7 +392,7 @@ def _read_review_files(
   paths: Sequence[str | Path], options: ReadOptions
 ) -> tuple[RawEvents, list[LineReader], list[dict[str, Any]], list[str]]:
   events, readers, sources, notes = _Events(), [], [], []
-  times = []
+  odd_of_file = []
   for path in map(Path, paths):
     reader = LineReader(path, options)
     format_name = detect_format(path, options)
@@ -397,27 +406,36 @@ def _read_review_files(
       _json_events(reader, format_name, events)
     else:
       _csv_events(reader, format_name, events, notes)
-    time = np.array(events.time[begin:], np.int64)
+    # A view: while it is there, the array cannot grow.
+    time = np.frombuffer(events.time, np.int64)[begin:]
     seconds, unit, odd = to_seconds(time)
     for row in np.flatnonzero(odd):
       reader.reject(
-        events.line[begin + row],
+        events.line.of(begin + int(row)),
         f'the time {time[row]} is not in {unit} as most of the file is',
         '',
       )
+    time[:] = seconds
+    del time, seconds
+    odd_of_file.append(odd)
     check_rejected(reader)
     if unit != 'seconds':
       notes.append(f'{path.name}: times in {unit} were read as seconds.')
-    times.append(np.where(odd, np.iinfo(np.int64).min, seconds))
     readers.append(reader)
     sources.append(reader.source(format_name))
     notes += reader.notes()
-  timestamp = np.concatenate(times)
-  kept = timestamp != np.iinfo(np.int64).min
-  user = RawColumn(np.array(events.user)[kept], events.user_of.values())
-  item = RawColumn(np.array(events.item)[kept], events.item_of.values())
-  rating = np.array(events.rating)[kept]
-  return RawEvents(user, item, timestamp[kept], rating), readers, sources, notes
+  odd = np.concatenate(odd_of_file)
+  user, item, rating, timestamp = (
+    kept_rows(column, odd)
+    for column in (events.user, events.item, events.rating, events.time)
+  )
+  raw = RawEvents(
+    RawColumn(user, events.user_of.pop_values()),
+    RawColumn(item, events.item_of.pop_values()),
+    timestamp,
+    rating,
+  )
+  return raw, readers, sources, notes
 
 
 # Splits at strings. A quote that opens none takes all that follows, lest each
@@ -515,6 +533,20 @@ def requote_literal(text: str) -> str | None:
   return None if quote else '"'.join(pieces)
 
 
+def _literal_text(line: bytes) -> str:
+  """A line that may be a literal as text.
+
+  Raises:
+    ValueError: it is too long for one, or no UTF-8.
+  """
+  if len(line) > MAX_LITERAL_BYTES:
+    raise ValueError(
+      f'not JSON, and longer than {MAX_LITERAL_BYTES >> 10} KiB, the most that '
+      'a Python literal may have'
+    )
+  return line.decode()
+
+
 def _evaluate_literal(text: str) -> Any:
   """`ast.literal_eval`, silent, and with ValueError as its one exception."""
   try:
@@ -549,7 +581,7 @@ def _decode_metadata(line: bytes) -> _Metadata:
       raise ValueError('nested too deep') from error
     except msgspec.DecodeError:
       pass
-  text = line.decode()
+  text = _literal_text(line)
   translated = requote_literal(text)
   if translated is not None:
     try:
@@ -727,6 +759,13 @@ def _read_metadata_files(
       'price': pl.Series(prices, dtype=pl.Float64),
     }
   )
+  # No flag names these, and each of the releases lacks some.
+  without = [c.name for c in table if c.null_count() == table.height]
+  if without:
+    notes.append(
+      f'The metadata has no {", ".join(without)} of any item of the reviews: '
+      'left out.'
+    )
   counts = {
     'metadata_lines': sum(reader.lines for reader in readers),
     'items_in_metadata': int(seen.sum()),

@@ -5,6 +5,8 @@ carry whole days, and about 40 % of them share their day with an earlier one of
 the same user, so this rule decides results.
 """
 
+import array
+import bisect
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +21,8 @@ from eain_jax.errors import InputError
 
 MILLISECONDS_FROM = 10**11
 MICROSECONDS_FROM = 10**14
+# Characters; no id or category is as long, and all of them are kept.
+MAX_ID_LENGTH = 4_096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -378,6 +382,12 @@ def to_seconds(timestamp: np.ndarray) -> tuple[np.ndarray, str, np.ndarray]:
   return seconds, name, ~units[common]
 
 
+def kept_rows(column: array.array, odd: np.ndarray) -> np.ndarray:
+  """A column that was read, without odd rows; of all rows it is a view."""
+  rows = np.frombuffer(column, column.typecode)
+  return rows[~odd] if odd.any() else rows
+
+
 class Reader(Protocol):
   """What a LineReader, or what stands for it, knows after reading."""
 
@@ -394,8 +404,15 @@ class Reader(Protocol):
 
 
 def check_rejected(reader: Reader) -> None:
-  """Raises InputError where more lines of a file were rejected than allowed."""
-  if len(reader.rejected) > reader.options.max_rejected * reader.lines:
+  """Raises InputError where more lines were rejected than allowed, or all."""
+  num = len(reader.rejected)
+  if num and num == reader.lines:
+    line, reason, _ = min(reader.rejected)
+    raise InputError(
+      f'{reader.path}: all of its lines, {num}, were rejected, the first in '
+      f'line {line}: {reason}; this is not the file that it should be'
+    )
+  if num > reader.options.max_rejected * reader.lines:
     line, reason, _ = min(reader.rejected)
     raise InputError(
       f'{reader.path}: {len(reader.rejected)} of {reader.lines} lines were '
@@ -420,6 +437,27 @@ def rejected_table(readers: Iterable[Reader]) -> pl.DataFrame:
     'text': pl.String,
   }
   return pl.DataFrame(rows, schema=schema, orient='row')
+
+
+class LineNumbers:
+  """The lines that rows stood in, ascending: runs of them, not one by one."""
+
+  def __init__(self):
+    self._rows, self._lines = array.array('q'), array.array('q')
+    self._num_rows, self._next_line = 0, -1
+
+  def add(self, line: int, num: int = 1) -> None:
+    """Adds `num` rows, of this line and those that follow it."""
+    if line != self._next_line:
+      self._rows.append(self._num_rows)
+      self._lines.append(line)
+    self._num_rows += num
+    self._next_line = line + num
+
+  def of(self, row: int) -> int:
+    """The line of a row, from 0."""
+    run = bisect.bisect_right(self._rows, row) - 1
+    return self._lines[run] + row - self._rows[run]
 
 
 class _Numbers(dict[str, int]):
@@ -457,6 +495,11 @@ class Codes:
     """The number of a string that has one."""
     return self._number.get(value)
 
-  def values(self) -> pl.Series:
-    """The strings, in the order of their numbers."""
-    return pl.Series(list(self._number), dtype=pl.String)
+  def pop_values(self) -> pl.Series:
+    """The strings, in the order of their numbers, which are forgotten.
+
+    They are most of what a reader keeps, and are not to be there twice.
+    """
+    values = pl.Series(list(self._number), dtype=pl.String)
+    self._number.clear()
+    return values

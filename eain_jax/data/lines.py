@@ -20,9 +20,38 @@ REJECTED_TEXT = 200
 # More than these, and most lines of a file among them, is the wrong file: to
 # keep them all would take all memory.
 MAX_REJECTED_KEPT = 200_000
+# A gzip file is judged by how far it inflates once so much has come out.
+JUDGED_BYTES = 1 << 22
 BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 # Window bits of zlib's for gzip framing.
 GZIP_WINDOW = 31
+# How files begin that are no text, what they are, and what to do with them.
+TO_LINES = 'write its rows as lines of text'
+OTHER_FILES = (
+  (b'PAR1', 'Parquet', 'only --events and --items take that'),
+  (b'PK\x03\x04', 'a zip archive or a spreadsheet', 'unpack or export it'),
+  (b'\xfd7zXZ\0', 'compressed with xz', 'unpack it with unxz'),
+  (b'\x28\xb5\x2f\xfd', 'compressed with zstd', 'unpack it with unzstd'),
+  (b'\x04\x22\x4d\x18', 'compressed with lz4', 'unpack it with unlz4'),
+  (b'7z\xbc\xaf', 'a 7z archive', 'unpack it'),
+  (b'\x1f\x8b', 'gzip within gzip', 'unpack it once with gunzip'),
+  (b'\x89PNG', 'a PNG image', 'name the data'),
+  (b'\xff\xd8\xff', 'a JPEG image', 'name the data'),
+  (b'%PDF-', 'a PDF document', 'name the data'),
+  (b'\x93NUMPY', 'a numpy array', TO_LINES),
+  (b'ARROW1\0', 'an Arrow file', TO_LINES),
+  (b'Obj\x01', 'an Avro file', TO_LINES),
+  (b'SQLite format 3\0', 'an SQLite database', TO_LINES),
+  *(
+    (b'BZh%d1AY&SY' % level, 'compressed with bzip2', 'unpack it with bunzip2')
+    for level in range(1, 10)
+  ),
+  *(
+    (b'\x80%c' % protocol, 'a Python pickle, which is never loaded', TO_LINES)
+    for protocol in range(2, 6)
+  ),
+)
+TAR_MAGIC = slice(257, 262)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +61,14 @@ class ReadOptions:
   Attributes:
     allow_truncated: keep the complete lines of a gzip file that ends early.
     max_rejected: share of a file's lines that may be rejected.
+    max_inflation: bytes that may come out of a gzip file for each of its own.
+    max_inflated_gb: GB that may come out of a gzip file.
   """
 
   allow_truncated: bool = False
   max_rejected: float = 0.001
+  max_inflation: float = 200.0
+  max_inflated_gb: float = 1_000.0
 
 
 def check_file(path: str | Path) -> Path:
@@ -147,7 +180,7 @@ class LineReader:
 
     Raises:
       InputError: the file is no text, a damaged or truncated gzip stream, or
-        has a line of more than 16 MiB.
+        one that inflates too far, or has a line of more than 16 MiB.
     """
     return map(self.split, self.texts())
 
@@ -210,7 +243,20 @@ class LineReader:
         )
 
   def _check_text(self, block: bytes) -> None:
-    head = block[:4096].lstrip(BYTE_ORDER_MARK + b' \t\r\n').lower()
+    for magic, kind, remedy in OTHER_FILES:
+      if block.startswith(magic):
+        raise InputError(f'{self.path} is {kind}, not lines of text: {remedy}')
+    if block[TAR_MAGIC] == b'ustar':
+      raise InputError(f'{self.path} is a tar archive: unpack it with tar -xf')
+    head = block[:4096]
+    # In Latin text each second byte is 0, and none beside them.
+    zeros = sorted((head[::2].count(0), head[1::2].count(0)))
+    has_mark = head.startswith((b'\xff\xfe', b'\xfe\xff'))
+    if has_mark or (not zeros[0] and zeros[1] > len(head) // 4):
+      raise InputError(
+        f'{self.path} is UTF-16 text: convert it with iconv -f UTF-16 -t UTF-8'
+      )
+    head = head.lstrip(BYTE_ORDER_MARK + b' \t\r\n').lower()
     if head.startswith((b'<!doctype', b'<html', b'<?xml', b'<head')):
       raise InputError(
         f'{self.path} is an HTML or XML page, not data: download the file again'
@@ -218,7 +264,8 @@ class LineReader:
     odd = sum(byte < 9 or 13 < byte < 32 for byte in head)
     if odd > len(head) // 20:
       raise InputError(
-        f'{self.path} holds binary data, neither text nor gzip of text'
+        f'{self.path} holds binary data, neither text nor gzip of text: name '
+        'the file of records'
       )
 
   def _raw(self) -> Iterator[bytes]:
@@ -236,8 +283,9 @@ class LineReader:
       yield first
       yield from raw
       return
-    inflater, any_output = None, False
+    inflater, num_in, num_out = None, 0, 0
     for block in itertools.chain([first], raw):
+      num_in += len(block)
       while block:
         if inflater is None:
           # A file may hold several gzip members; zeros may pad its end.
@@ -252,15 +300,16 @@ class LineReader:
             f'{self.path} is a damaged gzip file, after line '
             f'{self._complete}: download it again'
           ) from error
-        if text:
-          any_output = True
-          yield text
         block = inflater.unconsumed_tail
         if inflater.eof:
           block, inflater = inflater.unused_data, None
+        if text:
+          num_out += len(text)
+          self._check_inflation(num_in - len(block), num_out)
+          yield text
     if inflater is not None:
       if text := inflater.flush():
-        any_output = True
+        num_out += len(text)
         yield text
       if not self.options.allow_truncated:
         raise InputError(
@@ -269,8 +318,23 @@ class LineReader:
           'lines with --allow_truncated'
         )
       self.truncated = True
-    elif not any_output:
+    elif not num_out:
       raise InputError(f'{self.path} is empty: a gzip file without content')
+
+  def _check_inflation(self, num_in: int, num_out: int) -> None:
+    """Raises InputError where a gzip file is made to fill the memory."""
+    most, most_gb = self.options.max_inflation, self.options.max_inflated_gb
+    if num_out >= JUDGED_BYTES and num_out > most * num_in:
+      raise InputError(
+        f'{self.path}: {num_out:,} bytes came out of its first {num_in:,}, '
+        f'{num_out // num_in} times as many; no log inflates so far, and if '
+        'this one does, raise --max_inflation'
+      )
+    if num_out > most_gb * 1e9:
+      raise InputError(
+        f'{self.path}: more than {most_gb:g} GB came out of it: split it, or '
+        'raise --max_inflated_gb'
+      )
 
 
 def first_lines(

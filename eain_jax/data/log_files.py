@@ -8,6 +8,7 @@ import array
 import collections
 import csv
 import dataclasses
+import json
 from collections.abc import (
   Callable,
   Collection,
@@ -26,11 +27,13 @@ import polars as pl
 from eain_jax.data.events import (
   Codes,
   EventLog,
+  LineNumbers,
   RawColumn,
   RawEvents,
   Reader,
   check_rejected,
   clean_events,
+  kept_rows,
   rejected_table,
   to_seconds,
 )
@@ -38,7 +41,10 @@ from eain_jax.data.lines import LineReader, ReadOptions, first_lines
 from eain_jax.data.log_values import (
   OPTIONAL,
   REQUIRED,
+  Missing,
   Refused,
+  check_filled,
+  check_rows,
   odd_time,
   parse_category,
   parse_identifier,
@@ -58,8 +64,9 @@ from eain_jax.data.parquet_log import (
 )
 from eain_jax.errors import InputError
 
-# Bytes; further than this no quoted field reaches, but a stray quote would.
-MAX_QUOTED = 1 << 17
+# Further than this no quoted field reaches, but a stray quote would: each one
+# costs a look as far.
+MAX_QUOTED_BYTES, MAX_QUOTED_LINES = 1 << 17, 1_000
 
 
 class _Column:
@@ -121,20 +128,36 @@ def _text_format(path: str | Path, options: ReadOptions) -> str:
   return 'tsv' if b'\t' in line else 'csv'
 
 
-def _fields(text: str, delimiter: str) -> list[str] | None:
-  """The fields of a row; None where a quoted one goes on after the text.
+def _fields(
+  text: str,
+  delimiter: str,
+  take: Callable[[], tuple[int, str] | None],
+  more: list[tuple[int, str]],
+) -> list[str]:
+  """The fields of a row.
+
+  Where a quoted field goes on, the lines after the row's first are taken and
+  added to `more`.
 
   Raises:
-    csv.Error: a quoted field is followed by something.
+    csv.Error: a quoted field is followed by something, or does not end.
   """
   if '"' not in text:
     return text.split(delimiter)
-  try:
-    return next(csv.reader([text], delimiter=delimiter, strict=True))
-  except csv.Error as error:
-    if str(error) == 'unexpected end of data':
-      return None
-    raise
+
+  def feed() -> Iterator[str]:
+    yield text
+    size = len(text)
+    while (
+      size < MAX_QUOTED_BYTES
+      and len(more) < MAX_QUOTED_LINES
+      and (line := take()) is not None
+    ):
+      more.append(line)
+      size += len(line[1]) + 1
+      yield f'\n{line[1]}'
+
+  return next(csv.reader(feed(), delimiter=delimiter, strict=True))
 
 
 def _csv_rows(
@@ -170,18 +193,15 @@ def _csv_rows(
     if not text:
       continue
     more: list[tuple[int, str]] = []
-    size = len(text)
     try:
-      row = _fields(text, delimiter)
-      while row is None and size < MAX_QUOTED and (line := take()) is not None:
-        more.append(line)
-        size += len(line[1]) + 1
-        if '"' in line[1]:
-          row = _fields('\n'.join([text, *(t for _, t in more)]), delimiter)
-      if row is None or (more and is_odd(row)):
+      row = _fields(text, delimiter, take, more)
+      if more and is_odd(row):
         raise csv.Error('a quote is not closed')
     except csv.Error as error:
-      reader.reject(number, str(error), text)
+      reason = str(error)
+      if reason == 'unexpected end of data':
+        reason = 'a quote is not closed'
+      reader.reject(number, reason, text)
       again.extendleft(reversed(more))
       continue
     num_texts = sum(bool(text) for _, text in more)
@@ -193,11 +213,27 @@ def _csv_rows(
     yield number, row, text
 
 
+def _repeated_key(line: bytes, keys: Collection[str]) -> str | None:
+  """A key of the object of a line that stands there with two values."""
+  objects = json.loads(line, object_pairs_hook=list)
+  first: dict[str, Any] = {}
+  for key, value in objects:
+    # By text, for True equals 1.
+    if key in keys and repr(first.setdefault(key, value)) != repr(value):
+      return key
+  return None
+
+
 def _json_rows(
-  reader: LineReader,
+  reader: LineReader, keys: Collection[str]
 ) -> Iterator[tuple[int, dict[str, Any], bytes]]:
-  """Line number, object and text; what is no object is rejected."""
+  """Line number, object and text of each line.
+
+  What is no object is rejected, or has one of `keys` with two values: which
+  one is meant cannot be known.
+  """
   decode = msgspec.json.Decoder().decode
+  quoted = [msgspec.json.encode(key) for key in keys]
   for start, lines in reader.blocks():
     for number, line in enumerate(lines, start):
       if not line:
@@ -207,10 +243,17 @@ def _json_rows(
       except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         reader.reject(number, str(error), line)
         continue
-      if isinstance(record, dict):
-        yield number, record, line
-      else:
+      if not isinstance(record, dict):
         reader.reject(number, 'not a JSON object', line)
+      # Each key has a colon, so most objects are seen to have each key once.
+      elif (
+        line.count(b':') != len(record)
+        and any(line.count(key) > 1 for key in quoted)
+        and (key := _repeated_key(line, keys)) is not None
+      ):
+        reader.reject(number, f'the key {key!r} twice, with two values', line)
+      else:
+        yield number, record, line
 
 
 def _text_rows(
@@ -224,7 +267,7 @@ def _text_rows(
   if format_name == 'json-lines':
     keys = list(wanted.values())
     known: dict[str, None] = {}
-    for number, record, line in _json_rows(reader):
+    for number, record, line in _json_rows(reader, keys):
       known.update(dict.fromkeys(record))
       yield number, [record.get(key) for key in keys], line
     if known:
@@ -252,31 +295,47 @@ def _read_text(
   format_name = _text_format(path, options)
   reader = LineReader(path, options)
   made = [_Column(name) for name in columns]
-  lines = array.array('q')
+  lines = LineNumbers()
+  num_rows, missing = 0, collections.Counter()
   for number, row, text in _text_rows(
     reader, format_name, columns, '--columns'
   ):
+    num_rows += 1
+    values = []
     try:
-      values = [
-        column.parse(value) for column, value in zip(made, row, strict=True)
-      ]
+      for column, value in zip(made, row, strict=True):
+        values.append(column.parse(value))
     except Refused as error:
+      missing[made[len(values)].name] += isinstance(error, Missing)
       reader.reject(number, str(error), text)
       continue
     for column, value in zip(made, values, strict=True):
       column.values.append(value)
-    lines.append(number)
-  arrays = {column.name: np.array(column.values) for column in made}
-  arrays['timestamp'], unit, odd = to_seconds(arrays['timestamp'])
+    lines.add(number)
+  check_rows(path, reader.lines, columns.values())
+  # What a row lacks is told of its first column alone; a context column may
+  # lack it.
+  empty = {name for name, count in missing.items() if count == num_rows}
+  if made[0].values:
+    empty |= {
+      column.name
+      for column in made
+      if column.codes and np.frombuffer(column.values, np.int32).max() < 0
+    }
+  check_filled(path, columns, columns.keys() - empty)
+  [times] = [column.values for column in made if column.name == 'timestamp']
+  seconds, unit, odd = to_seconds(np.frombuffer(times, np.int64))
   for row in np.flatnonzero(odd):
-    reader.reject(lines[row], odd_time(unit), '')
+    reader.reject(lines.of(int(row)), odd_time(unit), '')
   check_rejected(reader)
-  codes = {
-    column.name: RawColumn(arrays.pop(column.name)[~odd], column.codes.values())
-    for column in made
-    if column.codes
-  }
-  numbers = {name: values[~odd] for name, values in arrays.items()}
+  codes, numbers = {}, {}
+  for column in made:
+    values = kept_rows(column.values, odd)
+    if column.codes:
+      codes[column.name] = RawColumn(values, column.codes.pop_values())
+    else:
+      numbers[column.name] = values
+  numbers['timestamp'] = seconds[~odd] if odd.any() else seconds
   return (
     raw_events(codes, numbers, columns),
     [reader],
@@ -345,21 +404,28 @@ def _read_items(
   wanted = {'--item_key': key, **{name: name for name in attributes}}
   row_of = {item: row for row, item in enumerate(items)}
   found: list[list[Any] | None] = [None] * len(items)
-  num_repeated = 0
+  num_rows = num_missing = num_repeated = 0
   notes: list[str] = []
 
   def take(reader: Reader, rows: Iterable[tuple[int, Sequence, Any]]) -> None:
-    nonlocal num_repeated
+    nonlocal num_rows, num_missing, num_repeated
     for number, (item, *values), text in rows:
+      num_rows += 1
       try:
         row = row_of.get(parse_identifier(key, item))
       except Refused as error:
+        num_missing += isinstance(error, Missing)
         reader.reject(number, str(error), text)
         continue
       if row is not None and found[row] is None:
         found[row] = values
       elif row is not None:
         num_repeated += 1
+
+  def check_keys(readers: Iterable[Reader]) -> None:
+    check_rows(path, sum(reader.lines for reader in readers), wanted.values())
+    if num_rows and num_missing == num_rows:
+      check_filled(path, {'--item_key': key}, ())
 
   files = parquet_files(path, options)
   readers: list[Reader] = [*files]
@@ -374,6 +440,7 @@ def _read_items(
         )
         rows = enumerate(frame.iter_rows(), first + 1)
         take(file, ((number, row, '') for number, row in rows))
+    check_keys(files)
     check_all_rejected(path, files)
     sources = [file.source('items-parquet') for file in files]
     is_text = False
@@ -382,6 +449,7 @@ def _read_items(
     is_text = format_name != 'json-lines'
     reader = LineReader(path, options)
     take(reader, _text_rows(reader, format_name, wanted, '--items'))
+    check_keys([reader])
     check_rejected(reader)
     readers.append(reader)
     sources = [reader.source(f'items-{format_name}')]
@@ -398,6 +466,13 @@ def _read_items(
     columns.append(
       _attribute_series(name, _decimal(values) if is_text else values)
     )
+  # A list may be empty.
+  leaves = [c.explode() if c.dtype == pl.List else c for c in columns]
+  check_filled(
+    f'{path}, of the {num_found} items that the events have',
+    {name: name for name in attributes},
+    {leaf.name for leaf in leaves if leaf.null_count() < len(leaf)},
+  )
   counts = {
     'item_lines': sum(reader.lines for reader in readers),
     'item_lines_rejected': sum(len(reader.rejected) for reader in readers),

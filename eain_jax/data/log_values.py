@@ -2,13 +2,13 @@
 
 import datetime
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eain_jax.data.events import RawColumn, RawEvents
+from eain_jax.data.events import MAX_ID_LENGTH, RawColumn, RawEvents
 from eain_jax.errors import InputError
 
 REQUIRED = ('user', 'item', 'timestamp')
@@ -18,16 +18,21 @@ MAX_INT32 = 2**31 - 1
 MAX_RATING = 1e30
 # Exact in float64, and far beyond any time stamp in microseconds.
 MAX_TIME = 2**53 - 1
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 class Refused(ValueError):
   """A value that its column cannot hold; the message says why."""
 
 
+class Missing(Refused):
+  """There is no value."""
+
+
 def parse_identifier(name: str, value: Any) -> str:
   """An id or category as text."""
   if value is None:
-    raise Refused(f'the {name} is missing')
+    raise Missing(f'the {name} is missing')
   if isinstance(value, str):
     text = value
   elif isinstance(value, int) and not isinstance(value, bool):
@@ -35,9 +40,11 @@ def parse_identifier(name: str, value: Any) -> str:
   else:
     raise Refused(f'the {name} is {value!r}, neither text nor an integer')
   if not text or text.isspace():
-    raise Refused(f'the {name} is empty')
+    raise Missing(f'the {name} is empty')
   if '\0' in text or '\ufffd' in text:
     raise Refused(f'the {name} holds NUL or invalid UTF-8')
+  if len(text) > MAX_ID_LENGTH:
+    raise Refused(f'the {name} has more than {MAX_ID_LENGTH} characters')
   return text
 
 
@@ -50,10 +57,13 @@ def parse_category(name: str, value: Any) -> str:
 
 def _finite(name: str, value: Any) -> float:
   if value is None or (isinstance(value, str) and not value.strip()):
-    raise Refused(f'the {name} is missing')
+    raise Missing(f'the {name} is missing')
   if isinstance(value, bool):
     raise Refused(f'the {name} is {value}')
   try:
+    # Python's own: 1_000, and digits of other scripts.
+    if isinstance(value, str) and ('_' in value or not value.isascii()):
+      raise ValueError
     number = float(value)
   except (TypeError, ValueError, OverflowError) as error:
     raise Refused(f'the {name} {value!r} is not a number') from error
@@ -64,7 +74,12 @@ def _finite(name: str, value: Any) -> float:
 
 def parse_timestamp(name: str, value: Any) -> int:
   """Whole seconds (or the log's own order), or an ISO 8601 date as seconds."""
-  if isinstance(value, str) and value.isdecimal() and len(value) < 16:
+  if (
+    isinstance(value, str)
+    and value.isdecimal()
+    and value.isascii()
+    and len(value) < 16
+  ):
     return int(value)
   if isinstance(value, str) and value.strip() and not _looks_numeric(value):
     try:
@@ -75,7 +90,8 @@ def parse_timestamp(name: str, value: Any) -> int:
       ) from error
     if time.tzinfo is None:
       time = time.replace(tzinfo=datetime.UTC)
-    return math.floor(time.timestamp())
+    # Not timestamp(), a float, which rounds up the last microsecond.
+    return (time - EPOCH) // datetime.timedelta(seconds=1)
   number = _finite(name, value)
   if not -MAX_TIME <= number <= MAX_TIME:
     raise Refused(f'the {name} {value} is out of range')
@@ -120,6 +136,25 @@ def require_columns(
       )
     if found.count(column) > 1:
       raise InputError(f'{path} has two columns of the name {column!r}')
+
+
+def check_rows(path: str | Path, num_rows: int, columns: Iterable[str]) -> None:
+  """Raises InputError where there is no row for columns of the source."""
+  if not num_rows:
+    named = ', '.join(dict.fromkeys(columns))
+    raise InputError(f'{path} holds no line of data, so none for {named}')
+
+
+def check_filled(
+  path: str | Path, columns: Mapping[str, str], filled: Container[str]
+) -> None:
+  """Raises InputError where a column is not in `filled`: it has no value."""
+  for name, column in columns.items():
+    if name not in filled:
+      raise InputError(
+        f'{path}: the column {column!r} for {name} holds no value in any row: '
+        'name another one, or leave it out'
+      )
 
 
 def time_note(name: str, unit: str) -> list[str]:

@@ -25,13 +25,19 @@ import polars as pl
 
 from eain_jax.data.columns import row_blocks
 from eain_jax.data.events import (
+  MAX_ID_LENGTH,
   RawColumn,
   RawEvents,
   Reader,
   check_rejected,
   to_seconds,
 )
-from eain_jax.data.lines import ReadOptions, check_file, hash_file
+from eain_jax.data.lines import (
+  JUDGED_BYTES,
+  ReadOptions,
+  check_file,
+  hash_file,
+)
 from eain_jax.data.log_values import (
   MAX_INT32,
   MAX_RATING,
@@ -39,15 +45,18 @@ from eain_jax.data.log_values import (
   OPTIONAL,
   REQUIRED,
   Refused,
+  check_filled,
+  check_rows,
   odd_time,
   parse_timestamp,
   raw_events,
   require_columns,
   time_note,
 )
+from eain_jax.data.parquet_process import Unreadable, read_rows, read_schema
 from eain_jax.errors import InputError
 
-ROWS_AT_ONCE = 1 << 21
+ROWS_AT_ONCE = 1 << 20
 # Distinct values of slices are merged when so many have gathered.
 MIN_MERGED = 1 << 20
 # Numbers in a range so wide are always looked up in a table of the range.
@@ -55,6 +64,8 @@ MIN_TABLE = 1 << 16
 # What Hive calls the folder of rows without a value.
 HIVE_NULL = '__HIVE_DEFAULT_PARTITION__'
 MAGIC = b'PAR1'
+# Of user, item and time.
+EVENT_BYTES = 16
 NUMBERS = ('rating', 'label', 'position')
 # No time; beyond MAX_TIME.
 NO_TIME = np.iinfo(np.int64).min
@@ -94,11 +105,18 @@ class ParquetFile:
     """
     with self._errors():
       self._check_ends()
-      self.schema = self._scan().collect_schema()
-      self.lines = self._scan().select(pl.len()).collect().item()
+      self.schema, self.lines = read_schema(str(self.path))
+    self._check_inflation()
 
-  def _scan(self) -> pl.LazyFrame:
-    return pl.scan_parquet(self.path, glob=False, hive_partitioning=False)
+  def _check_inflation(self) -> None:
+    num_bytes = self.path.stat().st_size
+    inflated = EVENT_BYTES * self.lines
+    if inflated > max(JUDGED_BYTES, self.options.max_inflation * num_bytes):
+      raise InputError(
+        f'{self.path} says that its {num_bytes:,} bytes hold {self.lines:,} '
+        'rows; no log packs so many, and if this one does, raise '
+        '--max_inflation'
+      )
 
   def _check_ends(self) -> None:
     with self.path.open('rb') as file:
@@ -121,12 +139,9 @@ class ParquetFile:
     try:
       yield
     except OSError as error:
-      raise self._unreadable(error.strerror or _first_line(error)) from error
-    except (
-      pl.exceptions.PolarsError,
-      pl.exceptions.PanicException,
-    ) as error:
-      raise self._unreadable(_first_line(error)) from error
+      raise self._unreadable(error.strerror or str(error)) from error
+    except Unreadable as error:
+      raise self._unreadable(str(error)) from error
 
   def slices(
     self, columns: Sequence[str]
@@ -141,11 +156,14 @@ class ParquetFile:
     """
     inside = [column for column in columns if column in self.schema]
     for first in range(0, self.lines, ROWS_AT_ONCE):
+      size = min(ROWS_AT_ONCE, self.lines - first)
       with self._errors():
-        frame = self._scan().select(inside).slice(first, ROWS_AT_ONCE).collect()
+        # It may have none of them, where folders say everything.
+        frame = pl.DataFrame()
+        if inside:
+          frame = read_rows(str(self.path), inside, first, size)
       for column in self.partition.keys() & set(inside):
         self._check_partition(first, frame[column], self.partition[column])
-      size = min(ROWS_AT_ONCE, self.lines - first)
       given = {
         column: pl.Series(
           column, [self.partition.get(column)], dtype=pl.String
@@ -206,10 +224,6 @@ class ParquetFile:
       'lines': self.lines,
       'rejected': len(self.rejected),
     }
-
-
-def _first_line(error: BaseException) -> str:
-  return (str(error).splitlines() or ['no reason given'])[0]
 
 
 def _is_hidden(name: str) -> bool:
@@ -457,6 +471,7 @@ def _codes(path: Path, column: pl.Series) -> tuple[np.ndarray, pl.Series]:
       return _distinct(wide)
   codes, values = _distinct(column.cast(pl.String))
   is_bad = values.str.contains('[\0\ufffd]') | ~values.str.contains(r'\S')
+  is_bad |= values.str.len_chars() > MAX_ID_LENGTH
   if is_bad.any():
     good = np.flatnonzero(~is_bad)
     code = np.full(len(values) + 1, -1, np.int32)
@@ -617,9 +632,10 @@ def read_parquet(
       were refused.
   """
   context = [name for name in columns if name not in REQUIRED + OPTIONAL]
+  num_rows = sum(file.lines for file in files)
+  check_rows(path, num_rows, columns.values())
   notes = check_columns(files, columns, '--columns', context)
   _check_kinds(path, files, columns)
-  num_rows = sum(file.lines for file in files)
   codes = {
     name: _GrowingCodes(num_rows) for name in columns if name not in _DTYPES
   }
@@ -636,16 +652,18 @@ def read_parquet(
     # Of several reasons the one of the first column stands.
     rows[refused] = np.minimum(rows[refused], number_of[name])
 
-  begin = 0
+  begin, filled = 0, set()
   for file, frame in _batches(files, list(dict.fromkeys(columns.values()))):
     rows = slice(begin, begin + frame.height)
     begin += frame.height
     refused = reason_of_row[rows]
     for name, column in columns.items():
       series = frame[column]
+      is_filled = series.null_count() < len(series)
       if name in codes:
         made, values = _codes(file.path, series)
         codes[name].append(made, values)
+        is_filled = len(values) > 0
         if name not in context:
           refuse(refused, made < 0, name)
       elif name == 'timestamp':
@@ -654,6 +672,9 @@ def read_parquet(
       else:
         numbers[name][rows], bad = _numbers(file.path, name, series)
         refuse(refused, bad, name)
+      if is_filled:
+        filled.add(name)
+  check_filled(path, columns, filled)
   unit, odd = _to_seconds(numbers['timestamp'])
   refuse(reason_of_row, odd, 'unit')
   texts = [*reasons.values()]

@@ -86,7 +86,12 @@ def _check_source(config: PrepareConfig) -> None:
 
 def _read_files(config: PrepareConfig) -> tuple[EventLog, pl.DataFrame]:
   """The events of files, cleaned, and the lines that were rejected."""
-  options = ReadOptions(config.allow_truncated, config.max_rejected)
+  options = ReadOptions(
+    config.allow_truncated,
+    config.max_rejected,
+    config.max_inflation,
+    config.max_inflated_gb,
+  )
   if config.reviews:
     log, rejected = read_amazon(config.reviews, config.metadata, options)
   else:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from eain_jax.data import columns
 from eain_jax.data.events import (
   Codes,
+  LineNumbers,
   RawColumn,
   RawEvents,
   _canonical_order,
@@ -35,7 +36,7 @@ def raw_column(values):
   number('never used')
   for value in values:
     codes.append(-1 if value is None else number(value))
-  return RawColumn(np.array(codes, np.int32), number.values())
+  return RawColumn(np.array(codes, np.int32), number.pop_values())
 
 
 def raw_events(rows, *, ratings=False, requests=False, context=False):
@@ -197,7 +198,7 @@ def test_codes_number_what_they_accept():
   assert (codes('c'), codes('no'), codes.get('b'), codes.get('d')) == (
     (2, -1, 1, None)
   )
-  assert codes.values().to_list() == ['a', 'b', 'c']
+  assert codes.pop_values().to_list() == ['a', 'b', 'c']
 
 
 @settings(deadline=None)
@@ -270,12 +271,16 @@ def stand_in(name, lines, rejected, max_rejected=0.1):
 def test_share_of_rejected_lines():
   bad = [(9, 'nine', ''), (4, 'four', 'x')]
   check_rejected(stand_in('a', 20, bad))
-  check_rejected(stand_in('a', 2, bad, 1.0))
+  check_rejected(stand_in('a', 3, bad, 1.0))
   reason = '2 of 19 lines were rejected, the first in line 4: four; mend'
   with pytest.raises(InputError, match=reason):
     check_rejected(stand_in('a', 19, bad))
   with pytest.raises(InputError, match='holds no line of data'):
     check_rejected(stand_in('a', 0, []))
+  # All of them are never allowed.
+  reason = 'all of its lines, 2, were rejected, the first in line 4: four; this'
+  with pytest.raises(InputError, match=reason):
+    check_rejected(stand_in('a', 2, bad, 1.0))
 
 
 def test_rejected_table_is_in_order_of_lines():
@@ -312,3 +317,14 @@ def test_the_order_does_not_depend_on_blocks(monkeypatch, rows_at_once):
   assert log.rating is not None
   assert log.rating.tolist() == expected
   assert log.counts['duplicates'] == 200 - len(expected) > 0
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), max_size=9))
+def test_lines_of_rows(gaps):
+  numbers, expected, line = LineNumbers(), [], 0
+  for gap, num in gaps:
+    line += gap
+    numbers.add(line, num)
+    expected += range(line, line + num)
+    line += num - 1
+  assert [numbers.of(row) for row in range(len(expected))] == expected

@@ -1,9 +1,15 @@
 """Lines of text files: numbering, gzip, and every way a file can be bad."""
 
+import bz2
 import gzip
 import hashlib
+import io
+import lzma
 import os
+import pickle
 import random
+import tarfile
+import zipfile
 import zlib
 
 import pytest
@@ -177,9 +183,7 @@ def test_damage_to_the_checksum_is_seen(tmp_path):
     (b'\n  <html lang="en">', 'is an HTML or XML page'),
     (b"<?xml version='1.0'?><Error>", 'is an HTML or XML page'),
     (gzip.compress(b'<html>', mtime=0), 'is an HTML or XML page'),
-    (b'PK\x03\x04\x14\0\0\0\x08\0' + bytes(40), 'holds binary data'),
     (random.Random(0).randbytes(5_000), 'holds binary data'),
-    ('{"a": 1}'.encode('utf-16'), 'holds binary data'),
     (b'\x1f\x8b\xff' + bytes(20), 'is a damaged gzip file'),
     (
       gzip.compress(b'a\n', mtime=0) + b'junk after it',
@@ -225,7 +229,107 @@ def test_a_line_over_16_mib_is_refused(tmp_path):
   path = tmp_path / 'bomb.gz'
   # 40 kB that would be 40 MB.
   path.write_bytes(gzip.compress(b'{}\n' + b' ' * (40 << 20)))
-  assert 'line 2: longer than 16 MiB' in refusal(path)
+  options = ReadOptions(max_inflation=2_000)
+  assert 'line 2: longer than 16 MiB' in refusal(path, options)
+
+
+@pytest.mark.parametrize('line', [b'', b'u,i,1\n', b'\n', b'x' * 99_999])
+def test_what_inflates_too_far_is_refused(tmp_path, monkeypatch, line):
+  """DEFLATE makes 1,032 bytes of one; no log comes near."""
+  monkeypatch.setattr(lines_module, 'JUDGED_BYTES', 1 << 20)
+  monkeypatch.setattr(lines_module, 'BLOCK_BYTES', 1 << 18)
+  path = tmp_path / 'a.gz'
+  # A part that is as it should be does not help what comes after it.
+  head = b''.join(b'%d\n' % n for n in range(1_000))
+  num = (4 << 20) // max(len(line), 1)
+  data = head + (line or b' ') * num
+  path.write_bytes(gzip.compress(data))
+  ratio = len(data) / path.stat().st_size
+  assert ratio > 200
+  message = refusal(path)
+  assert message.startswith(f'{path}: ')
+  assert 'times as many' in message
+  assert 'raise --max_inflation' in message
+  # What it says works.
+  found, _ = read(path, ReadOptions(max_inflation=1_100))
+  assert len(found) == len(data.removesuffix(b'\n').split(b'\n'))
+
+
+def test_inflation_is_judged_over_all_members(tmp_path, monkeypatch):
+  monkeypatch.setattr(lines_module, 'JUDGED_BYTES', 1 << 16)
+  path = tmp_path / 'a.gz'
+  path.write_bytes(gzip.compress(b'a\n' * 5_000) * 9)
+  assert 'times as many' in refusal(path, ReadOptions(max_inflation=100))
+  assert len(read(path, ReadOptions(max_inflation=400))[0]) == 45_000
+
+
+def test_what_comes_out_of_a_gzip_has_a_limit(tmp_path):
+  path = tmp_path / 'a.gz'
+  path.write_bytes(
+    gzip.compress(random.Random(0).randbytes(9_000).hex().encode())
+  )
+  assert len(read(path, ReadOptions(max_inflated_gb=18e-6))[0]) == 1
+  assert refusal(path, ReadOptions(max_inflated_gb=17e-6)) == (
+    f'{path}: more than 1.7e-05 GB came out of it: split it, or raise '
+    '--max_inflated_gb'
+  )
+
+
+def made_tar():
+  out = io.BytesIO()
+  with tarfile.open(fileobj=out, mode='w') as archive:
+    archive.addfile(tarfile.TarInfo('reviews.json'), io.BytesIO(b''))
+  return out.getvalue()
+
+
+def made_zip():
+  out = io.BytesIO()
+  with zipfile.ZipFile(out, 'w') as archive:
+    archive.writestr('reviews.json', '{}')
+  return out.getvalue()
+
+
+@pytest.mark.parametrize('pack', [bytes, gzip.compress])
+@pytest.mark.parametrize(
+  ('content', 'sentence'),
+  [
+    (
+      bz2.compress(b'text'),
+      'is compressed with bzip2, not lines of text: unpac',
+    ),
+    (
+      lzma.compress(b'text'),
+      'is compressed with xz, not lines of text: unpack',
+    ),
+    (b'\x28\xb5\x2f\xfd' + bytes(9), 'is compressed with zstd, not lines'),
+    (
+      made_zip(),
+      'is a zip archive or a spreadsheet, not lines of text: unpack',
+    ),
+    (made_tar(), 'is a tar archive: unpack it with tar -xf'),
+    (b'\x89PNG\r\n\x1a\n' + bytes(9), 'is a PNG image, not lines of text'),
+    (b'%PDF-1.7\n', 'is a PDF document, not lines of text: name the data'),
+    (b'PAR1' + bytes(9), 'is Parquet, not lines of text: only --events and'),
+    (b'SQLite format 3\0', 'is an SQLite database, not lines of text: write'),
+    (pickle.dumps([1], 2), 'is a Python pickle, which is never loaded, not'),
+    (pickle.dumps({'a': 1}), 'is a Python pickle, which is never loaded, not'),
+    ('{"a": 1}'.encode('utf-16'), 'is UTF-16 text: convert it with iconv'),
+    ('{"a": 1}'.encode('utf-16-le'), 'is UTF-16 text: convert it with iconv'),
+    ('u,i,t\n'.encode('utf-16-be'), 'is UTF-16 text: convert it with iconv'),
+  ],
+)
+def test_files_of_other_kinds_are_named(tmp_path, content, sentence, pack):
+  path = tmp_path / 'reviews.json'
+  path.write_bytes(pack(content))
+  assert f'{path} {sentence}' in refusal(path)
+
+
+def test_gzip_within_gzip_is_named(tmp_path):
+  path = tmp_path / 'a'
+  path.write_bytes(gzip.compress(gzip.compress(b'text\n')))
+  assert 'is gzip within gzip, not lines of text: unpack it once' in (
+    refusal(path)
+  )
 
 
 def test_rejected_lines_keep_200_characters(tmp_path):

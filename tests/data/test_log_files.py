@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from eain_jax.data import parquet_process
 from eain_jax.data.lines import ReadOptions
 from eain_jax.data.log_files import read_log
 from eain_jax.errors import InputError
@@ -171,10 +172,12 @@ def test_integer_and_text_ids_are_text(tmp_path):
 
 
 def test_empty_fields_at_the_ends_of_a_row(tmp_path):
-  path = write(tmp_path / 'a', 'd\tu\ti\tt\te\n\tx\ty\t1\t\n')
+  text = 'd\tu\ti\tt\te\n\tx\ty\t1\t\nz\tx\ty\t2\tz\n'
+  path = write(tmp_path / 'a', text)
   log, _ = read(path, COLUMNS | {'d': 'd', 'e': 'e'})
-  assert as_rows(log) == [('x', 'y', 1)]
-  assert log.context['d'].codes.tolist() == [-1]
+  assert as_rows(log) == [('x', 'y', 1), ('x', 'y', 2)]
+  for name in 'de':
+    assert log.context[name].codes.tolist() == [-1, 0]
 
 
 def test_booleans_are_labels_and_categories_in_json(tmp_path):
@@ -237,12 +240,13 @@ def test_numbers_of_json_as_times(tmp_path):
 BAD = {
   'u': ['', '   ', 'a\0', 'a\ufffd'],
   'i': ['', ' '],
-  't': ['', 'soon', 'nan', 'inf', '1e300', '2014-13-45', '9007199254740993'],
-  'stars': ['', 'five', 'nan', '-inf', '1e39'],
+  't': ['', 'soon', 'nan', 'inf', '1e300', '2014-13-45', '9007199254740993',
+        '1_000', '1_0e3', '\u0661'],
+  'stars': ['', 'five', 'nan', '-inf', '1e39', '1_0', '\uff15'],
   'click': ['', '2', '-1', '0.5', 'yes', 'nan'],
   'list': ['', ' '],
   'rank': ['', '-1', '1.5', '2147483648', 'first', 'inf'],
-}
+}  # fmt: skip
 BAD_JSON = {
   'u': [None, 1.5, True, [], {}, ['a']],
   'i': [None, 0.0, [1]],
@@ -287,20 +291,6 @@ def test_rejected_lines_keep_their_text(tmp_path):
   path = write(tmp_path / 'a', '{"u":"x","i":"y","t":1}\n{"u": 7.5,  "i":"y"}')
   _, rejected = read_log(path, COLUMNS, LENIENT)
   assert rejected['text'].to_list() == ['{"u": 7.5,  "i":"y"}']
-
-
-def test_bad_json_lines_are_rejected_with_their_number(tmp_path):
-  good = '{"u": "x", "i": "y", "t": %d}'
-  deep = '[' * 100_000 + ']' * 100_000
-  bad = ['{', '[]', '7', 'null', 'u,i,t', good % 1 + 'x', '{"u": NaN}',
-         '{"u": "\\ud800"}', f'{{"u": "x", "i": "y", "t": {"9" * 5_000}}}',
-         f'{{"u": "x", "i": "y", "t": 1, "z": {deep}}}']  # fmt: skip
-  content = '\n'.join([good % 1, '', *bad, good % 2]).encode()
-  path = write(tmp_path / 'a', content + b'\n{"u": "\xff", "i": "y", "t": 1}')
-  log, rejected = read(path, options=LENIENT)
-  assert [line for line, _ in rejected] == [*range(3, 13), 14]
-  assert log.timestamp.tolist() == [1, 2]
-  assert log.counts['blank'] == 1
 
 
 def test_a_quoted_field_may_hold_line_ends(tmp_path):
@@ -651,27 +641,58 @@ def test_bad_parquet_files(tmp_path):
   write(path, damaged)
   assert f'{path} cannot be read as Parquet: ' in refusal(path)
   FRAME[:0].write_parquet(path)
-  assert refusal(path) == f'{path} holds no line of data'
+  assert refusal(path) == f'{path} holds no line of data, so none for u, i, t'
   FRAME.drop('u').write_parquet(path)
   assert refusal(path).startswith(
     f"{path} has no column 'u' for user; it has junk, t, i, "
   )
 
 
-def test_a_panic_of_polars_is_one_sentence(tmp_path, monkeypatch):
+def test_what_ends_the_process_that_decodes_is_one_sentence(
+  tmp_path, monkeypatch
+):
   path = tmp_path / 'log.parquet'
   FRAME.write_parquet(path)
-
-  def panic(self):
-    raise pl.exceptions.PanicException('index out of bounds\nnote: backtrace')
-
-  # It is no Exception, so most handlers let it through.
-  assert not issubclass(pl.exceptions.PanicException, Exception)
-  monkeypatch.setattr(pl.LazyFrame, 'collect', panic)
+  assert read(path)[0].counts['events'] == 4
+  # As Polars does where damage asks for more memory than there is.
+  parquet_process._child()._process.kill()
   assert refusal(path) == (
-    f'{path} cannot be read as Parquet: index out of bounds; copy or write it '
-    'again, or leave it out'
+    f'{path} cannot be read as Parquet: it is damaged, and ended its reader '
+    'with SIGKILL; copy or write it again, or leave it out'
   )
+  # The next one is read again, from wherever we stand by then.
+  assert read(path)[0].counts['events'] == 4
+  monkeypatch.chdir(tmp_path)
+  assert read('log.parquet')[0].counts['events'] == 4
+
+
+def test_a_panic_of_polars_is_one_sentence(tmp_path, capfd):
+  path = tmp_path / 'log.parquet'
+  FRAME.write_parquet(path, compression='uncompressed')
+  whole = path.read_bytes()
+  length = int.from_bytes(whole[-8:-4], 'little')
+  # One byte after the other of what says where the data is.
+  reasons = set()
+  for place in range(len(whole) - 8 - length, len(whole) - 8, 3):
+    write(path, whole[:place] + b'\x7f' + whole[place + 1 :])
+    try:
+      read(path, options=LENIENT)
+    except InputError as error:
+      reasons.add(str(error))
+  assert len(reasons) > 10
+  assert all('\n' not in text and str(path) in text for text in reasons)
+  assert 'panicked' not in capfd.readouterr().err
+
+
+def test_parquet_that_says_it_has_more_rows_than_its_bytes_hold(tmp_path):
+  path = tmp_path / 'log.parquet'
+  rows = pl.DataFrame({'u': ['a'], 'i': ['b'], 't': [7]})
+  pl.concat([rows] * 400_000).write_parquet(path)
+  message = refusal(path)
+  assert message.startswith(f'{path} says that its ')
+  assert 'bytes hold 400,000 rows; no log packs so many' in message
+  log, _ = read(path, options=ReadOptions(max_inflation=1e6))
+  assert log.counts['duplicates'] == 399_999
 
 
 def test_bad_parquet_folders(tmp_path):
@@ -765,6 +786,72 @@ def test_files_that_are_no_log(tmp_path, content, sentence):
   message = refusal(path)
   assert sentence in message
   assert str(path) in message
+
+
+# What a source names has a value somewhere: a wrong column or a broken export
+# is told, where all rows would be rejected or a feature left out.
+
+
+def write_as(path, kind, rows, header):
+  """The rows as text or Parquet, None where there is no value."""
+  if kind == 'parquet':
+    frame = pl.DataFrame(rows, schema=header, orient='row', strict=False)
+    frame.write_parquet(path)
+    return path
+  if kind != 'json':
+    rows = [['' if value is None else value for value in row] for row in rows]
+  return write_log(path, kind, rows, header)
+
+
+@pytest.mark.parametrize('name', FULL)
+@pytest.mark.parametrize('kind', ['csv', 'tsv', 'json', 'parquet'])
+@pytest.mark.parametrize('options', [STRICT, ReadOptions(max_rejected=1.0)])
+def test_a_column_without_any_value_is_named(tmp_path, kind, name, options):
+  place = HEADER.index(FULL[name])
+  rows = [[*row[:place], None, *row[place + 1 :]] for row in ROWS]
+  path = write_as(tmp_path / 'a', kind, rows, HEADER)
+  assert refusal(path, FULL, options) == (
+    f'{path}: the column {FULL[name]!r} for {name} holds no value in any row: '
+    'name another one, or leave it out'
+  )
+
+
+@pytest.mark.parametrize('kind', ['csv', 'tsv', 'parquet'])
+def test_a_table_without_rows_is_named_with_its_columns(tmp_path, kind):
+  path = write_as(tmp_path / 'a', kind, [], HEADER)
+  assert refusal(path, COLUMNS) == (
+    f'{path} holds no line of data, so none for u, i, t'
+  )
+  events = write_log(tmp_path / 'events', 'csv')
+  path = write_as(tmp_path / 'i', kind, [], ['id', 'b'])
+  message = refusal(events, items=path, item_key='id', item_attributes=['b'])
+  assert message == f'{path} holds no line of data, so none for id, b'
+
+
+@pytest.mark.parametrize('kind', ['csv', 'json', 'parquet'])
+def test_an_attribute_without_any_value_is_named(tmp_path, kind):
+  events = write_log(tmp_path / 'events', 'csv')
+  settings = {'item_key': 'id', 'item_attributes': ['b', 'c']}
+  # Items of no event do not count: c of Z is never used.
+  rows = [['A', 'x', None], ['B', None, None], ['Z', 'x', 'y']]
+  path = write_as(tmp_path / 'i', kind, rows, ['id', 'b', 'c'])
+  assert refusal(events, items=path, **settings) == (
+    f"{path}, of the 2 items that the events have: the column 'c' for c holds "
+    'no value in any row: name another one, or leave it out'
+  )
+  rows = [[None, 'x', 'y']] * 3
+  path = write_as(tmp_path / 'i', kind, rows, ['id', 'b', 'c'])
+  assert refusal(events, items=path, **settings) == (
+    f"{path}: the column 'id' for --item_key holds no value in any row: name "
+    'another one, or leave it out'
+  )
+
+
+def test_empty_lists_are_no_value(tmp_path):
+  events = write_log(tmp_path / 'events', 'csv')
+  path = write(tmp_path / 'i', '{"id": "A", "b": []}\n{"id": "B", "b": null}')
+  message = refusal(events, items=path, item_key='id', item_attributes=['b'])
+  assert "the column 'b' for b holds no value" in message
 
 
 def test_paths_that_are_no_log(tmp_path):
