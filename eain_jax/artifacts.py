@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -177,13 +178,22 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
   write_text(path, json.dumps(values, indent=2) + '\n')
 
 
+def is_empty(folder: Path) -> bool:
+  """Whether a folder holds nothing but what killed processes have left there.
+
+  The lock of one, or a file that it had not finished.
+  """
+  left = re.compile(rf'{locking.LOCK_FILE}|\..*\.unfinished-[0-9]+-[0-9a-f]+')
+  return all(left.fullmatch(name) for name in os.listdir(folder))
+
+
 def refuse_existing(path: Path, flag: str = '--output_dir') -> None:
   """Raises InputError where `path` is a file or holds something.
 
-  The lock of a process that was killed is nothing.
+  What a process that was killed has left there is nothing.
   """
   try:
-    names = [name for name in os.listdir(path) if name != locking.LOCK_FILE]
+    holds_something = not is_empty(path)
   except FileNotFoundError:
     return
   except NotADirectoryError as error:
@@ -194,7 +204,7 @@ def refuse_existing(path: Path, flag: str = '--output_dir') -> None:
     raise InputError(
       f'{flag}={path} cannot be read: {error.strerror}'
     ) from error
-  if names:
+  if holds_something:
     raise InputError(
       f'{flag}={path} already holds something: name another, or remove it'
     )

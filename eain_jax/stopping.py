@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from eain_jax.errors import Interrupted
 
@@ -29,12 +30,12 @@ class Stop:
 
   Attributes:
     asked: a signal has come.
-    can_end: the process may be ended as it stands, for nothing would be lost.
+    can_end: the process may be ended as it stands, for nothing would be lost
+      and it is ours.
   """
 
   def __init__(self):
-    self.asked = False
-    self.can_end = True
+    self.asked = self.can_end = False
     self._is_held = False
     self._is_heard = threading.Event()
     self._before: dict[int, signal._HANDLER] = {}
@@ -43,6 +44,15 @@ class Stop:
   def held(self) -> Iterator[None]:
     """Within, where something would be lost a signal sets `asked` alone."""
     before, self._is_held = self._is_held, True
+    try:
+      yield
+    finally:
+      self._is_held = before
+
+  @contextlib.contextmanager
+  def released(self) -> Iterator[None]:
+    """Within, nothing is held, whatever holds it outside."""
+    before, self._is_held = self._is_held, False
     try:
       yield
     finally:
@@ -70,7 +80,9 @@ class Stop:
 
   def _install(self) -> None:
     for number in SIGNALS:
-      self._before[number] = signal.getsignal(number)
+      # Not `end_on_signals`, by which a second signal would say that all is
+      # saved.
+      self._before[number] = _at_start.get(number, signal.getsignal(number))
       signal.signal(number, self._hear)
 
   def _restore(self) -> None:
@@ -101,10 +113,18 @@ class Stop:
     os._exit(STOPPED)
 
 
+_at_start: dict[int, Any] = {}
+
+
 def end_on_signals() -> None:
-  """Until `stop_signals` nothing has begun: a signal ends the process."""
+  """Until `stop_signals` nothing has begun: a signal ends the process.
+
+  One that is ignored, as Ctrl-C is by jobs in the background, stays so.
+  """
   for number in SIGNALS:
-    signal.signal(number, lambda *_: os._exit(STOPPED))
+    _at_start[number] = signal.getsignal(number)
+    if _at_start[number] is not signal.SIG_IGN:
+      signal.signal(number, lambda *_: os._exit(STOPPED))
 
 
 _current: Stop | None = None

@@ -220,9 +220,9 @@ def run(main: Callable[[], None], *, takes_processes: bool = False) -> None:
           is_joined = processes.join_cluster(lambda why: _end(1, name, why))
         elif int(os.environ.get('JAX_NUM_PROCESSES') or 1) > 1:
           raise InputError('runs in one process: start it without a launcher')
+        stop.can_end = not is_joined
         if is_joined:
           # None of them stops by itself: all do, before one step.
-          stop.can_end = False
           stack.enter_context(stop.held())
         main()
       except FlagError as error:

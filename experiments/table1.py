@@ -29,11 +29,14 @@ from eain_jax.locking import locked_folder
 from eain_jax.reporting.console import TrainingDisplay, table1_on_console
 from eain_jax.reporting.report import PAGE_FILE, write_report
 from eain_jax.reporting.table1 import Run
+from eain_jax.stopping import stop_signals
 from eain_jax.training import loop, processes
 from eain_jax.training.run_folder import (
   FREE_SETTINGS,
   METRICS_FILE,
   RESULT_FILE,
+  differing_setting,
+  read_settings,
 )
 from experiments import cli
 
@@ -91,7 +94,9 @@ def make_world(folder: Path) -> None:
     num_events=NUM_EVENTS.value,
     context=('hour', 'month', 'gap'),
   )
-  prepare(config, folder)
+  # The first process may stop here: it is not at a step, and others wait.
+  with stop_signals() as stop, stop.released():
+    prepare(config, folder)
 
 
 def run_folder(output_dir: Path, model: str, seed: int) -> Path:
@@ -124,6 +129,10 @@ def read(dataset: Dataset, model: str, seed: int, folder: Path) -> Run:
   model_config = cli.model_config_from_flags(model, ignore_unused=True)
   config = cli.config_from_flags(TrainConfig, seed=seed)
   settings = loop.run_config(dataset, model, model_config, config)
+  if differs := differing_setting(read_settings(folder), settings):
+    raise InputError(
+      f'{folder} holds a run with {differs}: name another --output_dir'
+    )
   # Where a dataset lies says nothing about the numbers.
   settings['dataset'].pop('path')
   try:

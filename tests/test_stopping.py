@@ -32,6 +32,7 @@ def test_no_handler_of_errors_takes_it_for_one():
 
 def test_what_would_be_lost_is_held():
   with stop_signals() as stop:
+    stop.can_end = True
     with stop.held(), stop.may_end():
       stop.can_end = False
       signal_self(signal.SIGTERM)
@@ -42,8 +43,10 @@ def test_what_would_be_lost_is_held():
 
 
 def test_where_nothing_would_be_lost_it_is_not_held():
-  with stop_signals() as stop, stop.held(), pytest.raises(Interrupted):
-    signal_self(signal.SIGTERM)
+  with stop_signals() as stop, stop.held():
+    stop.can_end = True
+    with pytest.raises(Interrupted):
+      signal_self(signal.SIGTERM)
 
 
 def test_one_within_another_is_the_same():
@@ -69,7 +72,6 @@ import signal, sys, time
 from eain_jax.stopping import stop_signals
 with stop_signals() as stop:
   with stop.held():
-    stop.can_end = False
     print('ready', flush=True)
     while not stop.asked:
       time.sleep(0.01)

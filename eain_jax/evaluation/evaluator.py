@@ -43,7 +43,9 @@ def score_part(
   score: Callable[[Mapping], Any],
   stream: EvalStream,
   gather: Callable[[np.ndarray], np.ndarray] = lambda values: values[None],
+  *,
   timeout: float = math.inf,
+  while_waiting: Callable[[], None] | None = None,
 ) -> ScoredPart:
   """Scores every example of a part.
 
@@ -52,7 +54,8 @@ def score_part(
       C].
     stream: the batches; this process scores its own shards of each.
     gather: [processes, ...] from the same array of each process.
-    timeout: seconds to wait for a batch; see `prefetch`.
+    timeout: see `prefetch`.
+    while_waiting: see `prefetch`.
   """
   part, dataset = stream.packer.part, stream.packer.dataset
   num_candidates, size = stream.num_candidates, stream.packer.num_requests
@@ -62,7 +65,10 @@ def score_part(
     [
       np.asarray(score(batch)).reshape(own, size, num_candidates)
       for batch in prefetch(
-        stream.batch, range(stream.num_batches), timeout=timeout
+        stream.batch,
+        range(stream.num_batches),
+        timeout=timeout,
+        while_waiting=while_waiting,
       )
     ]
   )

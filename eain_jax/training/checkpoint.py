@@ -1,25 +1,29 @@
 """What a run keeps on disk, through Orbax; nothing else imports Orbax.
 
-    checkpoints/latest/STEP/   state before batch STEP
-    checkpoints/best/STEP/     parameters of the best validation GAUC so far
-    checkpoints/damaged/       what was found damaged, out of the way
+    checkpoints/latest/NUMBER/tree     state before a step
+    checkpoints/latest/NUMBER/best     parameters of the best GAUC so far
+    checkpoints/latest/NUMBER/record   all else; see `Checkpoints.save`
+    checkpoints/damaged/               what was found damaged, out of the way
 
-Beside each lies a record: the settings of the run and a checksum of every leaf;
-that of a state has also what the loop remembers, the best that it belongs to,
-and the log so far. All of that is one unit: where a part of it is damaged, an
-older unit is taken. A checkpoint at step s is the state before batch s.
+A checkpoint is one unit, which Orbax renames into its place when all of it is
+written: where a part of it is damaged, the unit before it is taken. NUMBER is
+twice the step, and one more once that step is evaluated: both may be saved, and
+neither replaces the other before it is whole. A checkpoint at step s is the
+state before batch s.
 """
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
-import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from eain_jax.errors import InputError
@@ -30,10 +34,26 @@ from eain_jax.training.run_folder import differing_setting
 from eain_jax.training.state import TrainState
 
 FORMAT_VERSION = 1
-# A save goes beside the two; three bests are what they can belong to.
-KEPT_STATES, KEPT_BESTS = 2, 3
-LATEST, BEST, DAMAGED = 'latest', 'best', 'damaged'
+# A save goes beside the two.
+KEPT = 2
 REASON_LENGTH = 200
+# Between two looks at a save that is under way.
+WAIT_SECONDS = 0.002
+# What a file says of itself when it is damaged; all else is the disk's matter.
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+_UNREADABLE = (
+  'Out of memory',
+  'PERMISSION_DENIED',
+  'UNAVAILABLE',
+  'Input/output error',
+  'Stale file handle',
+  'Too many open files',
+)
+_WHOLE, _DAMAGED, _NOT_READ = range(3)
+
+
+class Damaged(InputError):
+  """A checkpoint is not as it was saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +83,13 @@ def _reason(error: BaseException) -> str:
   return f'{type(error).__name__}: {lines[0]}'[:REASON_LENGTH]
 
 
-def _out_of_memory(error: BaseException) -> bool:
-  return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)
+def _is_damage(error: Exception) -> bool:
+  """Whether an error in reading says something of the checkpoint itself."""
+  if isinstance(error, MemoryError):
+    return False
+  if isinstance(error, OSError) and error.errno is not None:
+    return error.errno in _DAMAGE
+  return not any(text in str(error) for text in _UNREADABLE)
 
 
 class Checkpoints:
@@ -86,85 +111,103 @@ class Checkpoints:
     """
     self._placement, self._settings = placement, dict(settings)
     self._folder = work_dir.resolve() / 'checkpoints'
-    self._series: dict[str, ocp.CheckpointManager] = {}
+    self._manager: ocp.CheckpointManager | None = None
 
   def __enter__(self):
     return self
 
   def __exit__(self, kind, *exc_info):
+    if self._manager is None:
+      return
+    has_failed = kind is not None and issubclass(kind, Exception)
+    if has_failed and self._placement.spans_processes:
+      return  # The others may never come to where all would meet.
     try:
       self.wait()
     except InputError:
       # What has already failed says more.
-      if kind is None or not issubclass(kind, Exception):
+      if not has_failed:
         raise
     finally:
-      for series in self._series.values():
-        with contextlib.suppress(Exception):  # It fails once more.
-          series.close()
+      with contextlib.suppress(Exception):  # It fails once more.
+        self._manager.close()
 
-  def _open(self, name: str) -> ocp.CheckpointManager:
-    """A series to write to; what a killed save has left there is removed."""
-    if name not in self._series:
-      options = ocp.CheckpointManagerOptions(
-        max_to_keep=KEPT_STATES if name == LATEST else KEPT_BESTS,
-        create=True,
-        cleanup_tmp_directories=True,
-        enable_async_checkpointing=True,
-        # Both may save at once, and processes meet at places with names.
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-          barrier_sync_key_prefix=name
+  def _open(self) -> ocp.CheckpointManager:
+    """To write to; what a killed save has left there is removed."""
+    if self._manager is None:
+      self._manager = ocp.CheckpointManager(
+        self._folder / 'latest',
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=KEPT,
+          create=True,
+          cleanup_tmp_directories=True,
+          enable_async_checkpointing=True,
         ),
       )
-      self._series[name] = ocp.CheckpointManager(
-        self._folder / name, options=options
-      )
-    return self._series[name]
+    return self._manager
 
-  def steps(self, name: str = LATEST) -> list[int]:
+  def numbers(self) -> list[int]:
     """Of the checkpoints that are there, whole or not, the newest first."""
-    folder = self._folder / name
+    folder = self._folder / 'latest'
     if not folder.is_dir():
       return []
     found = [int(f.name) for f in folder.iterdir() if f.name.isdecimal()]
     return sorted(found, reverse=True)
 
-  def save(self, state: TrainState, loop: Mapping[str, Any], log: str) -> None:
+  def save(
+    self,
+    state: TrainState,
+    best: tuple[Any, Any] | None,
+    loop: Mapping[str, Any],
+    log: str,
+  ) -> None:
     """Saves the state before its step, while the steps that follow run.
+
+    Args:
+      state: to go on from.
+      best: parameters and statistics of the best evaluation so far.
+      loop: what the loop remembers, its `evaluated_step` among it.
+      log: the text of the log up to here.
 
     Raises:
       InputError: a leaf is not finite; or this save, or the one before it,
         has failed.
     """
-    content = {'loop': dict(loop), 'log': log}
-    self._save(LATEST, int(state.step), state, content)
-
-  def save_best(self, step: int, params, stats) -> None:
-    """Saves the parameters of the best evaluation so far; see `save`."""
-    self._save(BEST, step, {'params': params, 'stats': stats}, {})
-
-  def _save(self, name: str, step: int, tree, content: Mapping) -> None:
-    tree = self._placement.to_canonical(tree)
-    checksums = take_checksums(tree, self._placement.num_rows)
-    check_finite(checksums, f'before step {step}')
+    step = int(state.step)
+    items: dict[str, Any] = {'tree': state}
+    if best is not None:
+      items['best'] = {'params': best[0], 'stats': best[1]}
+    items = {n: self._placement.to_canonical(t) for n, t in items.items()}
+    checksums = {
+      name: take_checksums(tree, self._placement.num_rows)
+      for name, tree in items.items()
+    }
+    check_finite(checksums['tree'], f'before step {step}')
     record = {
       'format_version': FORMAT_VERSION,
       'step': step,
       'settings': self._settings,
-      'checksums': checksums.of_leaf,
-      **content,
+      'checksums': {name: sums.of_leaf for name, sums in checksums.items()},
+      'loop': dict(loop),
+      'log': log,
     }
     args = ocp.args.Composite(
-      tree=ocp.args.StandardSave(tree),
       record=ocp.args.JsonSave({**record, 'sha256': _hash(record)}),
+      **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
     )
+    number = 2 * step + (loop['evaluated_step'] == step)
+    self.wait()
     try:
-      series = self._open(name)
-      if step in series.all_steps():
-        series.wait_until_finished()
-        series.delete(step)
-      if not series.save(step, args=args):
+      if not self._open().save(number, args=args):
         raise RuntimeError('Orbax has skipped it')
+    except Exception as error:
+      raise self._save_failed(error) from error
+
+  def check(self) -> None:
+    """Raises InputError where a save that is under way has failed."""
+    try:
+      if self._manager is not None:
+        self._manager.check_for_errors()
     except Exception as error:
       raise self._save_failed(error) from error
 
@@ -172,89 +215,88 @@ class Checkpoints:
     """Returns when all that is under way is saved.
 
     Raises:
-      InputError: a save has failed.
+      InputError: a save has failed. Of several processes the one that it has
+        failed in hears of it at once, where Orbax would wait for the others.
     """
+    while self._manager and self._manager.is_saving_in_progress():
+      self.check()
+      time.sleep(WAIT_SECONDS)
     try:
-      for series in self._series.values():
-        series.wait_until_finished()
-        series.check_for_errors()
+      if self._manager is not None:
+        self._manager.wait_until_finished()
     except Exception as error:
       raise self._save_failed(error) from error
+    self.check()
 
   def _save_failed(self, error: Exception) -> InputError:
-    steps, reason = self.steps(), _reason(error)
-    if 'No space left' in str(error) or 'RESOURCE_EXHAUSTED' in str(error):
-      reason = 'the disk is full'
-    left = f'that of step {steps[0]} is whole' if steps else 'there is none yet'
+    reason, remedy = _reason(error), 'run the same command again'
+    if 'No space left' in str(error) or 'quota exceeded' in str(error):
+      reason, remedy = 'the disk is full', f'make room, and {remedy}'
     return InputError(
-      f'a checkpoint could not be written to {self._folder}: '
-      f'{reason}; {left}: make room, and run the same command again'
+      f'a checkpoint could not be written to {self._folder}: {reason}; {remedy}'
     )
 
-  def restore(self, shapes: TrainState, say: Callable[[str], None]):
-    """The newest unit that is whole; None where there never was one.
+  def restore(
+    self, shapes: TrainState, warn: Callable[[str], None]
+  ) -> Unit | None:
+    """The newest unit that is whole; None where there is none at all.
 
     What is newer is damaged, and moved out of the way.
 
     Args:
       shapes: of the state, as it lies here.
-      say: is told what was found damaged.
+      warn: is told what was found damaged.
 
     Raises:
-      InputError: there are checkpoints, and none of them is whole.
+      InputError: there are checkpoints, and none of them is whole; or they
+        cannot be read.
     """
     failed: list[tuple[int, str]] = []
-    for step in self.steps():
+    for number in self.numbers():
       try:
-        unit = self._read_unit(step, shapes)
-      except InputError as error:
-        failed.append((step, str(error)))
+        unit = self._read_unit(number, shapes)
+      except Damaged as error:
+        failed.append((number, str(error)))
         continue
       for damaged, reason in failed:
-        say(
-          f'the checkpoint of step {damaged} is damaged and not used: {reason}'
+        warn(
+          f'the checkpoint of step {damaged // 2} is damaged and not used: '
+          f'{reason}'
         )
       if failed:
-        say(f'goes on from the checkpoint of step {step}')
-      self._clear([s for s, _ in failed], unit.loop['best_step'])
+        warn(f'goes on from the checkpoint of step {number // 2}')
+      self._set_aside([damaged for damaged, _ in failed])
       return unit
     if failed:
       raise InputError(
         f'{self._folder} holds no checkpoint that is whole: '
-        + '; '.join(f'step {step}: {reason}' for step, reason in failed)
+        + '; '.join(f'step {n // 2}: {reason}' for n, reason in failed)
         + '; to begin anew, name another --work_dir'
       )
-    self._clear([], -1)
     return None
 
-  def _clear(self, damaged: list[int], best_step: int) -> None:
-    """Moves damaged states out of the way, and bests that are yet to come."""
-    aside = [(LATEST, step) for step in damaged]
-    aside += [(BEST, step) for step in self.steps(BEST) if step > best_step]
-
+  def _set_aside(self, numbers: list[int]) -> None:
     def move() -> None:
-      for name, step in aside if processes.is_first() else ():
-        folder = self._folder / name / str(step)
-        if not damaged:
-          shutil.rmtree(folder)  # The run was killed before it saved the state.
-          continue
-        kept = self._folder / DAMAGED
+      for number in numbers if processes.is_first() else ():
+        kept = self._folder / 'damaged'
         kept.mkdir(exist_ok=True)
-        number = len(list(kept.glob(f'{name}-{step}.*')))
-        folder.rename(kept / f'{name}-{step}.{number}')
+        place = len(list(kept.glob(f'{number}.*')))
+        (self._folder / 'latest' / str(number)).rename(
+          kept / f'{number}.{place}'
+        )
 
     processes.first_then_others(move)
 
-  def _read_unit(self, step: int, shapes: TrainState) -> Unit:
-    state, record = self._read(LATEST, step, shapes)
-    best_step, best = record['loop']['best_step'], None
-    if best_step >= 0:
-      best = self._read_best(best_step, shapes.params, shapes.stats)
-    return Unit(state, record['loop'], record['log'], best)
-
-  def _read_best(self, step: int, params, stats) -> tuple[Any, Any]:
-    tree, _ = self._read(BEST, step, {'params': params, 'stats': stats})
-    return tree['params'], tree['stats']
+  def _read_unit(self, number: int, shapes: TrainState) -> Unit:
+    of_best = {'params': shapes.params, 'stats': shapes.stats}
+    found, record = self._read(number, {'tree': shapes, 'best': of_best})
+    best = found.get('best')
+    return Unit(
+      found['tree'],
+      record['loop'],
+      record['log'],
+      best and (best['params'], best['stats']),
+    )
 
   def restore_best(self, params, stats) -> tuple[Any, Any]:
     """The parameters and statistics of the best evaluation.
@@ -263,59 +305,93 @@ class Checkpoints:
       InputError: the run has not reached its first evaluation, or what it has
         kept of the best one is damaged.
     """
-    steps = self.steps(BEST)
-    if not steps:
-      raise InputError(
-        'the run holds no evaluated checkpoint yet: train it further'
-      )
-    try:
-      return self._read_best(steps[0], params, stats)
-    except InputError as error:
-      raise InputError(
-        f'the best checkpoint is damaged, {error}: run the same train command '
-        'again, it goes on from what is whole'
-      ) from error
+    for number in self.numbers():
+      try:
+        found, _ = self._read(
+          number, {'best': {'params': params, 'stats': stats}}
+        )
+      except Damaged as error:
+        raise InputError(
+          f'the newest checkpoint is damaged, {error}: run the same train '
+          'command again, it goes on from what is whole'
+        ) from error
+      if 'best' in found:
+        return found['best']['params'], found['best']['stats']
+    raise InputError(
+      'the run holds no evaluated checkpoint yet: train it further'
+    )
 
-  def _read(self, name: str, step: int, shapes) -> tuple[Any, dict[str, Any]]:
-    """A checkpoint as it is to lie here, and its record, both checked.
+  def _read(
+    self, number: int, shapes: Mapping[str, Any]
+  ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Items of a checkpoint as they are to lie here, and its record, checked.
+
+    An item that it does not have is left out.
 
     Raises:
-      InputError: it is damaged, or of another run.
+      Damaged: some of it is not as it was saved, or of another run.
+      InputError: it cannot be read.
     """
-    folder = self._folder / name / str(step)
-    tree, record = processes.together(
-      lambda: self._read_files(folder, step, shapes)
+    folder = self._folder / 'latest' / str(number)
+    outcome, why, found, record = _WHOLE, '', {}, {}
+    try:
+      found, record = self._read_files(folder, number, shapes)
+    except Damaged as error:
+      outcome, why = _DAMAGED, str(error)
+    except InputError as error:
+      outcome, why = _NOT_READ, str(error)
+    # All processes must think alike of it.
+    worst = int(processes.gather(np.array(outcome)).max())
+    why = why or f'{folder}: another process could not read it'
+    if worst == _NOT_READ:
+      raise InputError(why)
+    if worst == _DAMAGED:
+      raise Damaged(why)
+    for name, tree in found.items():
+      sums = take_checksums(tree, self._placement.num_rows)
+      if differing := sums.differing(record['checksums'][name]):
+        raise Damaged(f'{folder / name}: {differing[0]} is not as it was saved')
+    return (
+      {n: self._placement.from_canonical(tree) for n, tree in found.items()},
+      record,
     )
-    checksums = take_checksums(tree, self._placement.num_rows)
-    if differing := checksums.differing(record['checksums']):
-      raise InputError(f'{folder}: {differing[0]} is not as it was saved')
-    return self._placement.from_canonical(tree), record
 
   def _read_files(
-    self, folder: Path, step: int, shapes
-  ) -> tuple[Any, dict[str, Any]]:
-    """Tables were saved with as many spare rows as their devices had."""
-    canonical = self._placement.canonical_shapes(shapes)
-    reading = ''
+    self, folder: Path, number: int, shapes: Mapping[str, Any]
+  ) -> tuple[dict[str, Any], dict[str, Any]]:
+    reading, found = 'record', {}
     try:
-      reading = 'record'
       record = _reader(ocp.JsonCheckpointHandler()).restore(folder / reading)
       stated = record.pop('sha256')
-      if _hash(record) != stated or record['step'] != step:
+      if _hash(record) != stated or record['step'] != number // 2:
         raise ValueError('it is not as it was saved')
-      reading = 'tree'
-      tree = _reader(ocp.StandardCheckpointHandler()).restore(
-        folder / reading,
-        args=ocp.args.StandardRestore(canonical, strict=False),
-      )
-      jax.block_until_ready(tree)
+      if record['format_version'] != FORMAT_VERSION:
+        raise InputError(
+          f'{folder} has format version {record["format_version"]}, this '
+          f'version reads {FORMAT_VERSION}: name another --work_dir'
+        )
+      for reading in shapes:
+        if reading not in record['checksums']:
+          continue
+        canonical = self._placement.canonical_shapes(shapes[reading])
+        # Tables were saved with as many spare rows as their devices had.
+        found[reading] = _reader(ocp.StandardCheckpointHandler()).restore(
+          folder / reading,
+          args=ocp.args.StandardRestore(canonical, strict=False),
+        )
+        jax.block_until_ready(found[reading])
+    except InputError:
+      raise
     except Exception as error:
-      if _out_of_memory(error):
-        raise
-      raise InputError(f'{folder / reading}: {_reason(error)}') from error
+      if _is_damage(error):
+        raise Damaged(f'{folder / reading}: {_reason(error)}') from error
+      raise InputError(
+        f'{folder / reading} cannot be read: {_reason(error)}; nothing was '
+        'changed, run the same command again'
+      ) from error
     if name := differing_setting(record['settings'], self._settings):
-      raise InputError(f'{folder} belongs to a run with another {name}')
-    return tree, record
+      raise Damaged(f'{folder} belongs to a run with another {name}')
+    return found, record
 
 
 def _reader(handler: ocp.CheckpointHandler) -> ocp.Checkpointer:

@@ -53,6 +53,10 @@ EVAL_BATCH_SIZE = 16_384
 EVAL_BATCHES_A_MEETING = 16
 
 
+# Parameters and statistics.
+Best = tuple[Any, Any]
+
+
 @dataclasses.dataclass
 class Record:
   """What the loop remembers beside the state.
@@ -170,14 +174,14 @@ def fit(
       checkpoints = stack.enter_context(
         Checkpoints(work_dir, placement, settings)
       )
-      check_shared(work_dir, checkpoints.steps())
+      check_shared(work_dir, checkpoints.numbers())
     else:
       checkpoints = None
     is_first = processes.is_first()
     log = stack.enter_context(
       RunLog(work_dir if is_first else None, report if is_first else None)
     )
-    state, best, record = _begin(setup, checkpoints, log)
+    state, best, record = _begin(setup, checkpoints, work_dir, log)
     plan = _Plan(
       dataset,
       model_name,
@@ -191,6 +195,7 @@ def fit(
       log.say(note)
     with stop.held(), stop.may_end():
       state, best = _run(plan, state, best, record)
+    assert best is not None, 'every run ends at an evaluation'
     result = _result(plan, best, record, int(state.step))
     if work_dir and is_first:
       write_json(work_dir / RESULT_FILE, result)
@@ -212,25 +217,27 @@ def _claim(
 
 
 def _begin(
-  setup: Setup, checkpoints: Checkpoints | None, log: RunLog
-) -> tuple[TrainState, tuple[Any, Any], Record]:
+  setup: Setup,
+  checkpoints: Checkpoints | None,
+  work_dir: Path | None,
+  log: RunLog,
+) -> tuple[TrainState, Best | None, Record]:
   """The state, the best so far and the record to go on from, or new ones."""
-  unit = checkpoints and checkpoints.restore(setup.state_shapes, log.say)
+  unit = checkpoints and checkpoints.restore(setup.state_shapes, log.warn)
   if unit:
     processes.together(lambda: log.begin(unit.log, int(unit.state.step)))
-    best = unit.best or (unit.state.params, unit.state.stats)
     record = Record(**unit.loop)
     record.saved = (int(unit.state.step), record.evaluated_step)
-    return unit.state, best, record
-  if log.has_content:
-    log.say('the run has no checkpoint yet: it begins anew')
+    return unit.state, unit.best, record
+  if work_dir:
+    between = min(setup.config.save_every, setup.stream.steps_per_epoch)
+    processes.together(lambda: log.check_new(between))
   processes.together(lambda: log.begin('', 0))
-  state = setup.make_state()
-  return state, (state.params, state.stats), Record()
+  return setup.make_state(), None, Record()
 
 
 def _result(
-  plan: _Plan, best: tuple[Any, Any], record: Record, step: int
+  plan: _Plan, best: Best, record: Record, step: int
 ) -> dict[str, Any]:
   """The content of `result.json`."""
   setup, dataset = plan.setup, plan.dataset
@@ -301,7 +308,11 @@ def _score(
     return placement.own_logits(plan.setup.score_step(params, stats, placed))
 
   return evaluator.score_part(
-    score, stream, processes.gather, plan.config.input_timeout
+    score,
+    stream,
+    processes.gather,
+    timeout=plan.config.input_timeout,
+    while_waiting=None if placement.spans_processes else plan.stop.check,
   )
 
 
@@ -394,7 +405,9 @@ class _Inputs:
     self._source.close()
 
 
-def _run(plan: _Plan, state: TrainState, best, record: Record):
+def _run(
+  plan: _Plan, state: TrainState, best: Best | None, record: Record
+) -> tuple[TrainState, Best | None]:
   """Runs to the last step, or until early stopping; the state and the best."""
   config, per_epoch = plan.config, plan.steps_per_epoch
   step = int(state.step)
@@ -412,7 +425,7 @@ def _run(plan: _Plan, state: TrainState, best, record: Record):
         state, best = _evaluate_boundary(plan, state, best, record)
       except Interrupted:
         inputs.close()
-        _end_early(plan, state, record, pending, time.perf_counter())
+        _end_early(plan, state, best, record, pending, time.perf_counter())
       clock = time.perf_counter()
     stop = (
       step >= plan.setup.num_steps
@@ -420,7 +433,7 @@ def _run(plan: _Plan, state: TrainState, best, record: Record):
     )
     due = at_boundary or step % config.save_every == 0
     if step > 0 and (due or stop):
-      pending, clock = _save(plan, state, record, pending, clock)
+      pending, clock = _save(plan, state, best, record, pending, clock)
     if stop:
       inputs.close()
       if plan.checkpoints:
@@ -431,7 +444,7 @@ def _run(plan: _Plan, state: TrainState, best, record: Record):
     record.seconds_waiting += time.perf_counter() - asked
     if inputs.stops:
       inputs.close()
-      _end_early(plan, state, record, pending, clock)
+      _end_early(plan, state, best, record, pending, clock)
     state, metrics = train(state, batch)
     plan.stop.can_end = False
     metrics = inputs.observe(metrics)
@@ -441,6 +454,8 @@ def _run(plan: _Plan, state: TrainState, best, record: Record):
     if in_flight is None:
       release_freed_memory()
     in_flight = metrics
+    if plan.checkpoints:
+      plan.checkpoints.check()
     if pending:
       # The step before is read while this one runs.
       _log_training(plan, state, record, pending)
@@ -455,12 +470,13 @@ def _run(plan: _Plan, state: TrainState, best, record: Record):
 def _end_early(
   plan: _Plan,
   state: TrainState,
+  best: Best | None,
   record: Record,
   pending: dict[str, Any],
   clock: float,
 ) -> NoReturn:
   """Saves the state, if there is somewhere to, and raises Interrupted."""
-  _save(plan, state, record, pending, clock)
+  _save(plan, state, best, record, pending, clock)
   if plan.checkpoints:
     plan.checkpoints.wait()
   raise Interrupted(f'told to stop before step {int(state.step)}')
@@ -469,6 +485,7 @@ def _end_early(
 def _save(
   plan: _Plan,
   state: TrainState,
+  best: Best | None,
   record: Record,
   pending: dict[str, Any],
   clock: float,
@@ -483,7 +500,9 @@ def _save(
   now = time.perf_counter()
   record.seconds += now - clock
   record.saved = position
-  plan.checkpoints.save(state, dataclasses.asdict(record), plan.log.text())
+  plan.checkpoints.save(
+    state, best, dataclasses.asdict(record), plan.log.text()
+  )
   return {}, now
 
 
@@ -516,7 +535,9 @@ def _log(plan: _Plan, record: Record, **values: Any) -> None:
   )
 
 
-def _evaluate_boundary(plan: _Plan, state: TrainState, best, record: Record):
+def _evaluate_boundary(
+  plan: _Plan, state: TrainState, best: Best | None, record: Record
+) -> tuple[TrainState, Best]:
   """Evaluates on validation; keeps the best; lets the learning rate fall."""
   config, step = plan.config, int(state.step)
   params, stats = state.params, state.stats
@@ -538,8 +559,6 @@ def _evaluate_boundary(plan: _Plan, state: TrainState, best, record: Record):
     record.stale_evaluations = record.stale_at_rate = 0
     # Copies: the step reuses the buffers of the state that it is given.
     best = jax.tree.map(lambda x: x.copy(), (params, stats))
-    if plan.checkpoints:
-      plan.checkpoints.save_best(step, *best)
   else:
     record.stale_evaluations += 1
     record.stale_at_rate += 1
@@ -557,4 +576,5 @@ def _evaluate_boundary(plan: _Plan, state: TrainState, best, record: Record):
     learning_rate_factor=record.plateau_factor,
     **values,
   )
+  assert best is not None, 'the first evaluation is the best so far'
   return state, best

@@ -21,11 +21,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from eain_jax.errors import InputError
+from eain_jax.errors import InputError, Interrupted
 
 START_SECONDS = 50
 HEARTBEAT_SECONDS = 60
 MAX_MESSAGE = 2_000
+# Begins the message of a process that was told to stop.
+_INTERRUPTED = b'\x01'
 _VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 T = TypeVar('T')
@@ -207,8 +209,8 @@ def gather(values: np.ndarray) -> np.ndarray:
 def together(act: Callable[[], T]) -> T:
   """`act()`, or an exception in all processes where one of them raises it.
 
-  In the others it is an InputError. Without that they would wait for ever for
-  the one that failed.
+  In the others it is an InputError, or Interrupted as it is. Without that they
+  would wait for ever for the one that failed.
   """
   if jax.process_count() == 1:
     return act()
@@ -216,17 +218,23 @@ def together(act: Callable[[], T]) -> T:
   message, failure = b'', None
   try:
     result = act()
-  except Exception as error:
+  except (Exception, Interrupted) as error:
     failure = error
-    name = '' if isinstance(error, InputError) else f'{type(error).__name__}: '
-    message = f'{name}{error}'.encode()[:MAX_MESSAGE] or b'?'
+    is_plain = isinstance(error, InputError | Interrupted)
+    name = '' if is_plain else f'{type(error).__name__}: '
+    message = f'{name}{error}'.encode()[: MAX_MESSAGE - 1] or b'?'
+    if isinstance(error, Interrupted):
+      message = _INTERRUPTED + message
   padded = np.zeros(MAX_MESSAGE, np.uint8)
   padded[: len(message)] = np.frombuffer(message, np.uint8)
   told = gather(padded)
   if failure is not None:
     raise failure
   for process, text in enumerate(told):
-    said = bytes(text).rstrip(b'\0').decode(errors='replace')
+    raw = bytes(text).rstrip(b'\0')
+    said = raw.removeprefix(_INTERRUPTED).decode(errors='replace')
+    if raw.startswith(_INTERRUPTED):
+      raise Interrupted(said)
     if said:
       raise InputError(f'process {process}: {said}')
   return result

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import eain_jax
-from eain_jax.artifacts import write_json
+from eain_jax.artifacts import is_empty, write_json
 from eain_jax.config import ModelConfig, TrainConfig
 from eain_jax.data.dataset import Dataset
 from eain_jax.errors import InputError
@@ -126,12 +126,12 @@ def claim_folder(work_dir: Path, settings: Mapping[str, Any]) -> None:
         f'{work_dir} holds a run with {differs}: name another --work_dir, or '
         'the same settings'
       )
-  elif any(entry.name != 'lock' for entry in work_dir.iterdir()):
+  elif not is_empty(work_dir):
     raise InputError(
       f'--work_dir={work_dir} holds something that is not a run: name another '
       'folder'
     )
-  if processes.is_first():
+  elif processes.is_first():
     write_json(file, settings)
 
 
@@ -142,8 +142,8 @@ def not_shared(work_dir: Path) -> InputError:
   )
 
 
-def check_shared(work_dir: Path, steps: list[int]) -> None:
+def check_shared(work_dir: Path, numbers: list[int]) -> None:
   """Raises InputError where processes see different checkpoints."""
-  told = processes.gather(np.array([len(steps), *steps[:1], -1][:2]))
+  told = processes.gather(np.array([len(numbers), *numbers[:1], -1][:2]))
   if (told != told[0]).any():
     raise not_shared(work_dir)

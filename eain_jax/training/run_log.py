@@ -6,14 +6,16 @@ So it has neither gap nor repeat, however often the run was interrupted.
 `timings.jsonl` has the times, which no two runs share.
 """
 
+import contextlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from eain_jax.artifacts import write_text
 from eain_jax.errors import InputError
-from eain_jax.training.run_folder import METRICS_FILE, TIMINGS_FILE
+from eain_jax.training.run_folder import METRICS_FILE, RESULT_FILE, TIMINGS_FILE
 
 Report = Callable[[Mapping[str, Any]], None]
 TIMES = ('seconds', 'seconds_waiting')
@@ -34,11 +36,28 @@ class RunLog:
     for file in self._files:
       file.close()
 
-  @property
-  def has_content(self) -> bool:
-    """An earlier start of the run has written records."""
-    file = self._work_dir / METRICS_FILE if self._work_dir else None
-    return bool(file and file.is_file() and file.stat().st_size)
+  def check_new(self, between: int) -> None:
+    """Checks that a run without checkpoints never had one.
+
+    A save waits for the one before it. So a run that has logged steps beyond
+    its second save has had one checkpoint at least.
+
+    Args:
+      between: steps between two saves, at least.
+
+    Raises:
+      InputError: it had, and they are gone.
+    """
+    if self._work_dir is None:
+      return
+    last = _last_step(self._work_dir / TIMINGS_FILE)
+    if (self._work_dir / RESULT_FILE).exists() or last > 2 * between:
+      raise InputError(
+        f'{self._work_dir} has a log up to step {last}, and its checkpoints '
+        'are gone: put them back, or name another --work_dir'
+      )
+    if last:
+      self.say('the run has no checkpoint yet: it begins anew')
 
   def begin(self, text: str, step: int) -> None:
     """Takes up the log where a checkpoint of `step` left it, with `text`."""
@@ -78,10 +97,26 @@ class RunLog:
     if self._report:
       self._report({**record, **times})
 
+  def warn(self, text: str) -> None:
+    """As `say`; where there is no report, as a warning of Python's."""
+    self.say(text)
+    if not self._report and self._work_dir:
+      warnings.warn(text, stacklevel=2)
+
   def say(self, text: str) -> None:
     """A line for a person: it goes to the report alone."""
     if self._report:
       self._report({'kind': 'note', 'step': 0, 'text': text})
+
+
+def _last_step(path: Path) -> int:
+  """The last step that was logged whole."""
+  last = 0
+  if path.is_file():
+    for line in path.read_text(errors='replace').splitlines():
+      with contextlib.suppress(ValueError, KeyError, TypeError):
+        last = max(last, int(json.loads(line)['step']))
+  return last
 
 
 def _timings_until(path: Path, step: int) -> str:

@@ -202,7 +202,8 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(
   assert run.process.wait(60) == 75, run.errors()
   assert 'told to stop before step' in run.errors()
   saved = {int(p.name) for p in (work / 'checkpoints' / 'latest').iterdir()}
-  assert max(saved) == len(losses(work)) < 50
+  # By twice the step, and one more where that is evaluated.
+  assert max(saved) // 2 == len(losses(work)) < 50
   start(*train(world, work), folder=tmp_path).check()
   np.testing.assert_allclose(
     losses(work), losses(one_device), rtol=0, atol=1e-5

@@ -89,6 +89,21 @@ def _saves(passed: Pass) -> list[mock._patch]:
   return [_before(CheckpointManager, 'save', passed)]
 
 
+def _commits(passed: Pass) -> list[mock._patch]:
+  """Before a checkpoint, all written, takes its place; on Orbax's thread."""
+  from orbax.checkpoint._src.path import atomicity
+
+  kind = atomicity.AtomicRenameTemporaryPath
+  original = kind.finalize
+
+  async def finalize(self, *args, **kwargs):
+    if self.get_final().name.isdecimal():
+      passed(1)
+    return await original(self, *args, **kwargs)
+
+  return [mock.patch.object(kind, 'finalize', finalize)]
+
+
 def _shards(passed: Pass) -> list[mock._patch]:
   """Before a training batch is made, on a thread of its own."""
   from eain_jax.data.batches import TrainStream
@@ -117,6 +132,7 @@ POINTS: dict[str, Callable[[Pass], list[mock._patch]]] = {
   'rename': _renames,
   'step': _steps,
   'save': _saves,
+  'commit': _commits,
   'shard': _shards,
   'evaluation': _evaluations,
   'compilation': _compilations,

@@ -1,8 +1,11 @@
 """Binaries that are told to stop, killed, or find the disk full."""
 
+import json
 import os
 import random
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +13,7 @@ import time
 
 import pytest
 
-from tests.faults.conftest import summary
+from tests.faults.conftest import Binary, summary
 
 SAVE_EVERY = 12
 SETTINGS = (
@@ -38,8 +41,6 @@ def train(world, work, *flags):
 @pytest.fixture(scope='module')
 def whole(world, tmp_path_factory):
   """What a run that nothing interrupts comes to."""
-  from tests.faults.conftest import Binary
-
   work = tmp_path_factory.mktemp('whole') / 'run'
   Binary(tmp_path_factory.mktemp('output'), *train(world, work)).check()
   return summary(work)
@@ -140,46 +141,89 @@ def test_one_of_two_processes_is_told_to_stop(start, world, tmp_path, inject):
 
   stopped = launched(work, inject)
   assert stopped.wait(120) == 75, stopped.errors()
-  assert stopped.errors().count('told to stop before step') == 2
+  steps = re.findall(r'told to stop before step (\d+)', stopped.errors())
+  assert len(steps) == 2
+  assert steps[0] == steps[1]
   launched(work).check()
   launched(calm).check()
   # Two processes are the same as two, to the last bit.
   assert summary(work) == summary(calm)
 
 
+def position(work):
+  """The last step that was logged, and that of the newest checkpoint."""
+  lines = (work / 'timings.jsonl').read_text().split('\n')[:-1]
+  latest = work / 'checkpoints' / 'latest'
+  saved = [0]
+  if latest.is_dir():
+    saved += [int(p.name) // 2 for p in latest.iterdir() if p.name.isdigit()]
+  return json.loads(lines[-1])['step'], max(saved)
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments(start, world, whole, tmp_path):
-  """At most one save interval is done again, whenever SIGKILL comes."""
+  """Whenever SIGKILL comes, what is lost is what was not saved yet."""
   rng, work = random.Random(0), tmp_path / 'run'
-  killed, reached = 0, []
-  while killed < KILLS:
+  positions = []
+  while len(positions) < KILLS:
+    before = steps_logged(work)
     run = start(*train(world, work))
-    begin = time.monotonic()
-    # Anywhere: starting, compiling, in a step, in a save, after the last.
-    until = begin + rng.uniform(0, 8)
-    while time.monotonic() < until and run.process.poll() is None:
-      time.sleep(0.01)
-    if run.process.poll() is not None:
+    # Some records on, and then anywhere: in a step, a save, an evaluation.
+    more = before + rng.randrange(12)
+    while run.process.poll() is None and steps_logged(work) <= more:
+      time.sleep(0.005)
+    time.sleep(rng.uniform(0, 0.2))
+    if run.process.poll() is None:
+      run.process.kill()
+      run.wait()
+      positions.append(position(work))
+    else:
       assert run.wait() == 0, run.errors()
       assert summary(work) == whole
-      subprocess.run(['rm', '-r', work], check=True)
-      continue
-    run.process.kill()
-    run.wait()
-    killed += 1
-    logged = work / 'timings.jsonl'
-    if logged.is_file() and (lines := logged.read_text().split('\n')[:-1]):
-      last = int(lines[-1].split('"step": ')[1].split(',')[0])
-      latest = work / 'checkpoints' / 'latest'
-      saved = [0]
-      if latest.is_dir():
-        saved += [int(p.name) for p in latest.iterdir() if p.name.isdigit()]
-      reached.append((last, max(saved)))
+      shutil.rmtree(work)
   start(*train(world, work)).check()
   assert summary(work) == whole
-  # A save that is under way when the next one is due holds that up.
-  assert all(last - saved <= 2 * SAVE_EVERY for last, saved in reached)
-  print(f'\nkilled {killed} times; last step logged and saved: {reached}')
+  # One save waits for the one before it.
+  assert all(last - saved <= 2 * SAVE_EVERY for last, saved in positions)
+  print(f'\nkilled {KILLS} times; steps logged and saved: {positions}')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [1, 2, 4])
+def test_killed_in_the_commit_of_a_checkpoint(
+  start, world, whole, tmp_path, number
+):
+  """All is written, and has not taken its place."""
+  work = tmp_path / 'run'
+  run = start(*train(world, work), inject=f'commit:{number}:kill')
+  assert run.wait() == -signal.SIGKILL
+  assert position(work)[1] < position(work)[0]
+  start(*train(world, work)).check()
+  assert summary(work) == whole
+
+
+@pytest.mark.slow
+def test_a_commit_that_fails_ends_the_run(start, world, whole, tmp_path):
+  """On a thread of its own, while the steps that follow run."""
+  work = tmp_path / 'run'
+  run = start(*train(world, work), inject='commit:2:full')
+  assert run.wait() == 1
+  assert 'the disk is full; make room' in run.sentence()
+  start(*train(world, work)).check()
+  assert summary(work) == whole
+
+
+@pytest.mark.slow
+def test_a_commit_that_fails_in_one_of_two_processes(start, world, tmp_path):
+  """The first one commits; the other does not wait for it for ever."""
+  work = tmp_path / 'run'
+  flags = train(world, work, '--parallelism=mesh')
+  run = start(
+    *('launch.local', '--processes=2', '--', sys.executable, '-m'),
+    *('tests.faults.inject', '--inject=commit:2:full', '--', *flags),
+  )
+  assert run.wait(60) == 1, run.errors()
+  assert 'the disk is full; make room' in run.errors()
 
 
 def tmpfs(folder, size):
@@ -231,6 +275,6 @@ def test_a_save_that_fails_ends_the_run(start, world, whole, tmp_path):
   work = tmp_path / 'run'
   run = start(*train(world, work), inject='save:3:full')
   assert run.wait() == 1
-  assert 'the disk is full; that of step 12 is whole' in run.sentence()
+  assert 'the disk is full; make room' in run.sentence()
   start(*train(world, work)).check()
   assert summary(work) == whole

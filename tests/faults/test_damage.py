@@ -1,11 +1,13 @@
 """A checkpoint that is damaged, file by file: named, and an older one taken."""
 
+import errno
 import random
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from eain_jax.errors import InputError
@@ -39,20 +41,31 @@ def open_checkpoints(folder):
 
 
 def loop_of(step):
-  return {'best_step': step, 'best_gauc': 0.5 + step / 100}
+  return {'best_gauc': 0.5 + step / 100, 'evaluated_step': step}
+
+
+def number_of(step):
+  """Of the folder: twice the step, and one more, for it is evaluated."""
+  return 2 * step + 1
+
+
+def save(checkpoints, step, evaluated_step=None):
+  """A state whose best is another one than itself."""
+  best = make_state(step + 100)
+  loop = loop_of(step if evaluated_step is None else evaluated_step)
+  checkpoints.save(
+    make_state(step), (best.params, best.stats), loop, f'log up to {step}\n'
+  )
+  return hash_state((make_state(step), (best.params, best.stats)))
 
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-  """Two states, each with a best of its own, and the hashes of both."""
+  """Two checkpoints, and the hashes of what is in them."""
   folder, hashes = tmp_path_factory.mktemp('saved'), {}
   with open_checkpoints(folder) as checkpoints:
     for step in STEPS:
-      state = make_state(step)
-      checkpoints.save_best(step, state.params, state.stats)
-      checkpoints.save(state, loop_of(step), f'log up to {step}\n')
-      best = (state.params, state.stats)
-      hashes[step] = hash_state((state, best))
+      hashes[step] = save(checkpoints, step)
   return folder, hashes
 
 
@@ -73,13 +86,16 @@ def restored(saved, tmp_path):
 
 
 def files_of(folder, step):
-  """Names of the files of a state and of its best."""
+  """Names of the files of a checkpoint."""
   return sorted(
     str(file.relative_to(folder))
-    for name in ('latest', 'best')
-    for file in (folder / 'checkpoints' / name / str(step)).rglob('*')
+    for file in folder_of(folder, step).rglob('*')
     if file.is_file()
   )
+
+
+def folder_of(folder, step):
+  return folder / 'checkpoints' / 'latest' / str(number_of(step))
 
 
 def again(saved, tmp_path):
@@ -140,9 +156,8 @@ def test_a_file_that_is_cut_or_gone(saved, restored, tmp_path, how):
     again(saved, tmp_path)
 
 
-def harm(tmp_path, name, step):
+def harm(folder):
   """Flips a bit of the largest file, which holds a table."""
-  folder = tmp_path / 'checkpoints' / name / str(step)
   file = max(
     (f for f in folder.rglob('*') if f.is_file()),
     key=lambda f: f.stat().st_size,
@@ -152,53 +167,64 @@ def harm(tmp_path, name, step):
   file.write_bytes(data)
 
 
-@pytest.mark.parametrize('name', ['latest', 'best'])
+@pytest.mark.parametrize('item', ['tree', 'best', 'record'])
 def test_what_is_damaged_lies_aside_and_can_be_saved_again(
-  saved, restored, tmp_path, name
+  saved, restored, tmp_path, item
 ):
-  harm(tmp_path, name, STEPS[1])
+  harm(folder_of(tmp_path, STEPS[1]) / item)
   step, _, said = restored()
   assert step == STEPS[0]
-  assert f'{name}/{STEPS[1]}' in said[0]
-  folder = tmp_path / 'checkpoints'
-  assert {f.name for f in (folder / 'damaged').iterdir()} == {
-    'latest-8.0',
-    'best-8.0',
-  }
+  assert f'latest/{number_of(STEPS[1])}/{item}' in said[0]
+  damaged = tmp_path / 'checkpoints' / 'damaged'
+  assert [f.name for f in damaged.iterdir()] == [f'{number_of(STEPS[1])}.0']
   with open_checkpoints(tmp_path) as checkpoints:
-    state = make_state(STEPS[1])
-    checkpoints.save_best(STEPS[1], state.params, state.stats)
-    checkpoints.save(state, loop_of(STEPS[1]), f'log up to {STEPS[1]}\n')
+    save(checkpoints, STEPS[1])
   assert restored() == (STEPS[1], saved[1][STEPS[1]], [])
 
 
 def test_where_none_is_whole_nothing_begins_anew(saved, restored, tmp_path):
   for step in STEPS:
-    harm(tmp_path, 'latest', step)
+    harm(folder_of(tmp_path, step) / 'tree')
   before = files_of(tmp_path, STEPS[0]) + files_of(tmp_path, STEPS[1])
   with pytest.raises(InputError, match=r'no checkpoint that is whole: step 8'):
     restored()
   assert before == files_of(tmp_path, STEPS[0]) + files_of(tmp_path, STEPS[1])
 
 
-def test_a_folder_of_a_checkpoint_that_is_empty(saved, restored, tmp_path):
-  shutil.rmtree(tmp_path / 'checkpoints' / 'latest' / '8' / 'tree')
+@pytest.mark.parametrize('item', ['tree', 'best', 'record'])
+def test_an_item_that_is_gone(saved, restored, tmp_path, item):
+  shutil.rmtree(folder_of(tmp_path, STEPS[1]) / item)
   assert restored()[0] == STEPS[0]
+
+
+@pytest.mark.parametrize(
+  'error', [OSError(errno.EIO, 'Input/output error'), MemoryError()]
+)
+def test_a_disk_that_does_not_answer_is_no_damage(
+  saved, restored, tmp_path, monkeypatch, error
+):
+  """Nothing is moved, and the next start reads what is there."""
+  names = files_of(tmp_path, STEPS[1])
+
+  def fail(*args, **kwargs):
+    raise error
+
+  with monkeypatch.context() as patch:
+    patch.setattr(ocp.Checkpointer, 'restore', fail)
+    with pytest.raises(InputError, match=r'cannot be read.*nothing was'):
+      restored()
+  assert files_of(tmp_path, STEPS[1]) == names
+  assert restored() == (STEPS[1], saved[1][STEPS[1]], [])
 
 
 def test_a_checkpoint_of_another_run_is_not_used(saved, restored, tmp_path):
   """Put there by hand: its values are whole, and not of this run."""
   other = tmp_path / 'other'
   settings = {**SETTINGS, 'train_config': {'seed': 1}}
-  with Checkpoints(
-    other, make_placement('none', NUM_ROWS), settings
-  ) as checkpoints:
-    state = make_state(12)
-    checkpoints.save_best(12, state.params, state.stats)
-    checkpoints.save(state, loop_of(12), '')
-  for name in ('latest', 'best'):
-    place = f'checkpoints/{name}/12'
-    shutil.move(other / place, tmp_path / place)
+  placement = make_placement('none', NUM_ROWS)
+  with Checkpoints(other, placement, settings) as checkpoints:
+    save(checkpoints, 12)
+  shutil.move(folder_of(other, 12), folder_of(tmp_path, 12))
   step, _, said = restored()
   assert step == STEPS[1]
   assert 'another train_config.seed=1, this one has 0' in said[0]
@@ -208,19 +234,30 @@ def test_a_record_cannot_run_code(saved, restored, tmp_path):
   """A pickle where JSON stands is read as text, and refused."""
   canary = tmp_path / 'canary'
   payload = b"cos\nsystem\n(S'touch %s'\ntR." % str(canary).encode()
-  for file in (tmp_path / 'checkpoints' / 'latest' / '8').rglob('*'):
-    if file.is_file():
-      file.write_bytes(payload)
+  for name in files_of(tmp_path, STEPS[1]):
+    (tmp_path / name).write_bytes(payload)
   assert restored()[0] == STEPS[0]
   assert not canary.exists()
 
 
 def test_the_best_for_use_is_never_an_older_one(saved, restored, tmp_path):
-  harm(tmp_path, 'best', STEPS[1])
   shapes = jax.eval_shape(lambda: make_state(0))
-  checkpoints = open_checkpoints(tmp_path)
-  with pytest.raises(InputError, match='the best checkpoint is damaged'):
-    checkpoints.restore_best(shapes.params, shapes.stats)
+  restore = lambda: open_checkpoints(tmp_path).restore_best(
+    shapes.params, shapes.stats
+  )
+  best = make_state(STEPS[1] + 100)
+  assert hash_state(restore()) == hash_state((best.params, best.stats))
+  harm(folder_of(tmp_path, STEPS[1]) / 'best')
+  with pytest.raises(InputError, match='the newest checkpoint is damaged'):
+    restore()
+
+
+def test_a_step_is_saved_before_and_after_its_evaluation(saved, tmp_path):
+  """The first is there until the second is whole."""
+  with open_checkpoints(tmp_path) as checkpoints:
+    save(checkpoints, 4, evaluated_step=0)
+    save(checkpoints, 4)
+  assert open_checkpoints(tmp_path).numbers() == [9, 8]
 
 
 def test_what_is_not_finite_is_not_saved(tmp_path):
@@ -228,20 +265,22 @@ def test_what_is_not_finite_is_not_saved(tmp_path):
   bad.params['net']['mlp']['bias'] = (
     bad.params['net']['mlp']['bias'].at[1].set(jnp.nan)
   )
+  loop = {'evaluated_step': 0}
   with open_checkpoints(tmp_path) as checkpoints:
-    checkpoints.save(good, {'best_step': -1}, '')
+    checkpoints.save(good, None, loop, '')
     with pytest.raises(InputError, match='before step 8, params/net/mlp/bias'):
-      checkpoints.save(bad, {'best_step': -1}, '')
-  assert open_checkpoints(tmp_path).steps() == [4]
+      checkpoints.save(bad, None, loop, '')
+  assert open_checkpoints(tmp_path).numbers() == [8]
 
 
 def test_leftovers_of_a_killed_save_are_removed(saved, restored, tmp_path):
   """As Orbax names what is not finished; a reader leaves them alone."""
-  leftover = tmp_path / 'checkpoints' / 'latest' / '12.orbax-checkpoint-tmp'
-  shutil.copytree(tmp_path / 'checkpoints' / 'latest' / '8', leftover)
+  latest = tmp_path / 'checkpoints' / 'latest'
+  leftover = latest / '25.orbax-checkpoint-tmp'
+  shutil.copytree(folder_of(tmp_path, STEPS[1]), leftover)
   assert restored()[0] == STEPS[1]
   assert leftover.exists()
   with open_checkpoints(tmp_path) as checkpoints:
-    checkpoints.save(make_state(12), loop_of(8), '')
+    save(checkpoints, 12)
   assert not leftover.exists()
-  assert open_checkpoints(tmp_path).steps() == [12, 8]
+  assert open_checkpoints(tmp_path).numbers() == [25, 17]

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from eain_jax.artifacts import check_manifest
 from eain_jax.config import MODEL_CONFIGS, TrainConfig
 from eain_jax.errors import InputError, Interrupted
 from eain_jax.training import loop
@@ -18,6 +19,10 @@ from tests.faults.conftest import hash_state, summary
 from tests.faults.inject import ACTIONS, injected
 
 STEPS = 40
+# 200 requests of 21 candidates for validation while it trains, and of 31 after
+# that: three batches, and four.
+EVAL_BATCH_SIZE = 1_550
+EVALUATION = 3
 # 1 takes a minute more.
 KILL_EVERY = int(os.environ.get('EAIN_KILL_EVERY', '6'))
 CONFIG = TrainConfig(
@@ -34,7 +39,10 @@ DIN = MODEL_CONFIGS['din'](embedding_dim=4, mlp=(8,), attention=(6,))
 
 
 class Killed(BaseException):
-  """Ends a run as SIGKILL does: nothing more is saved."""
+  """Ends a run without another save, in this process.
+
+  What is under way is still saved; for SIGKILL see `test_binaries.py`.
+  """
 
 
 def kill():
@@ -52,6 +60,8 @@ def fit(dataset):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop, 'set_up', lambda _, *settings: once(*settings))
+    # Some batches an evaluation, so that it can be interrupted within.
+    patch.setattr(loop, 'EVAL_BATCH_SIZE', EVAL_BATCH_SIZE)
     yield lambda folder: loop.fit(dataset, 'din', DIN, CONFIG, folder)
 
 
@@ -113,33 +123,90 @@ def test_interrupted_again_and_again(fit, dataset, whole, tmp_path):
   assert summary(tmp_path) == summary(folder)
 
 
-@pytest.mark.parametrize('number', range(1, 9))
-def test_interrupted_in_an_evaluation(fit, dataset, whole, tmp_path, number):
-  """Four in training, of one batch each; then of validation and test."""
+def saved_record(work):
+  """What the loop remembered at the newest checkpoint."""
+  latest = work / 'checkpoints' / 'latest'
+  newest = max(latest.iterdir(), key=lambda path: int(path.name))
+  return json.loads((newest / 'record' / 'metadata').read_text())
+
+
+@pytest.mark.parametrize(
+  ('number', 'step'),
+  [(1, 10), (2, 10), (EVALUATION + 2, 20), (3 * EVALUATION + 1, 40)],
+)
+def test_interrupted_within_an_evaluation(
+  fit, dataset, whole, tmp_path, number, step
+):
+  """The state is saved as it is, and once more when it is evaluated."""
   folder, expected = whole
-  for act in (ACTIONS['term'], kill):
-    work = tmp_path / act.__name__
-    with injected('evaluation', number, act) as count:
-      if number <= 6:
-        with pytest.raises((Killed, Interrupted)):
-          fit(work)
-      else:
-        fit(work)
-        assert count[0] == 6
-    fit(work)
-    assert hash_all(dataset, work) == expected
-    assert summary(work) == summary(folder)
+  with (
+    pytest.raises(Interrupted),
+    injected('evaluation', number, ACTIONS['term']),
+  ):
+    fit(tmp_path)
+  record = saved_record(tmp_path)
+  assert record['step'] == step
+  assert record['loop']['evaluated_step'] == step - 10
+  # Again, just before the save that comes after the evaluation.
+  with pytest.raises(Killed), injected('save', 1, kill):
+    fit(tmp_path)
+  assert saved_record(tmp_path) == record
+  fit(tmp_path)
+  assert hash_all(dataset, tmp_path) == expected
+  assert summary(tmp_path) == summary(folder)
 
 
-@pytest.mark.parametrize('number', range(1, 12))
-def test_killed_before_a_save(fit, dataset, whole, tmp_path, number):
-  """Between a best and its state, too."""
+def test_interrupted_when_all_is_trained(fit, dataset, whole, tmp_path):
+  """In the last evaluations, of validation and test, for the result."""
+  folder, expected = whole
+  for number in (4 * EVALUATION + 1, 1, 6):
+    with (
+      pytest.raises(Interrupted),
+      injected('evaluation', number, ACTIONS['term']),
+    ):
+      fit(tmp_path)
+    assert not (tmp_path / 'result.json').exists()
+  fit(tmp_path)
+  assert hash_all(dataset, tmp_path) == expected
+  assert summary(tmp_path) == summary(folder)
+
+
+@pytest.mark.parametrize('number', [1, 2, 5, 8])
+def test_stopped_before_a_save(fit, dataset, whole, tmp_path, number):
   folder, expected = whole
   with injected('save', number, kill), pytest.raises(Killed):
     fit(tmp_path)
   fit(tmp_path)
   assert hash_all(dataset, tmp_path) == expected
   assert summary(tmp_path) == summary(folder)
+
+
+def test_checkpoints_that_are_gone_are_missed(fit, tmp_path):
+  """A run that has had one does not begin anew, and nothing more is lost."""
+  fit(tmp_path)
+  shutil.rmtree(tmp_path / 'checkpoints' / 'latest')
+  log = (tmp_path / 'metrics.jsonl').read_text()
+  with pytest.raises(InputError, match='step 40, and its checkpoints are gone'):
+    fit(tmp_path)
+  (tmp_path / 'result.json').unlink()
+  with pytest.raises(InputError, match='are gone'):
+    fit(tmp_path)
+  assert (tmp_path / 'metrics.jsonl').read_text() == log
+
+
+def test_a_finished_run_stays_finished_when_it_is_started_again(fit, tmp_path):
+  fit(tmp_path)
+  before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+  fit(tmp_path)
+  after = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+  assert before == after
+  check_manifest(tmp_path)
+
+
+def test_a_file_that_a_killed_start_has_left_is_nothing(fit, tmp_path):
+  (tmp_path / '.config.json.unfinished-123-0a1b2c3d').write_text('{')
+  (tmp_path / 'lock').write_text('{}')
+  assert fit(tmp_path).result['steps'] == STEPS
 
 
 def test_a_run_is_one_process(fit, tmp_path):

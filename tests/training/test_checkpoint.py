@@ -13,7 +13,7 @@ from eain_jax.training.setup import set_up
 BATCH_SIZE = 320
 CONFIG = TrainConfig(batch_size=BATCH_SIZE, table_update='rowwise')
 ONE = ('none', 0)
-LOOP = {'best_step': 3, 'best_gauc': 0.75}
+LOOP = {'best_step': 3, 'best_gauc': 0.75, 'evaluated_step': 3}
 
 
 def run_setup(dataset, small_config, parallelism, num_devices):
@@ -52,8 +52,8 @@ def saved(dataset, small_config, tmp_path_factory):
         state, _ = step(state, place(setup.stream.batch(number)))
       folder = tmp_path_factory.mktemp('saved')
       with Checkpoints(folder, setup.placement, {}) as checkpoints:
-        checkpoints.save_best(3, state.params, state.stats)
-        checkpoints.save(state, LOOP, 'the log')
+        best = (state.params, state.stats)
+        checkpoints.save(state, best, LOOP, 'the log')
       leaves = on_host(setup, state)
       _, metrics = step(state, place(setup.stream.batch(3)))
       made[key] = folder, leaves, float(metrics['loss'])
