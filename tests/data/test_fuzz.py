@@ -349,6 +349,8 @@ def metadata_fields(line):
   assume(not is_infinite(record))
   if not isinstance(record, dict):
     raise ValueError
+  # A name that is half a surrogate pair may be refused.
+  assume('\\ud' not in ascii(list(record)))
   for key in ('asin', 'parent_asin'):
     if not isinstance(record.get(key), str | None):
       raise ValueError
