@@ -53,7 +53,7 @@ def check_memory(
   """Raises InputError where a run cannot fit into its devices.
 
   It holds the state and the parameters of the best evaluation. Saving makes a
-  copy of the state, and of tables that are cut one more on the way.
+  copy of both, and of tables that are cut one more on the way.
 
   Args:
     state: or its shapes, as it is to lie.
@@ -67,9 +67,11 @@ def check_memory(
     if available is not None and placement.devices[0].platform == 'cpu':
       available //= len(placement.shards('none').own)
   whole = placement.bytes_a_device(state)
-  needed = whole + placement.bytes_a_device({'params': state.params})
+  both = whole + placement.bytes_a_device({'params': state.params})
+  needed = both
   if saves:
-    needed += 2 * whole if placement.cuts_tables else whole
+    # The copy on the way is gone before the best is copied.
+    needed += 2 * whole if placement.cuts_tables else both
   if available is None or needed <= available:
     return
   advice = 'use --parallelism=mesh, which cuts the tables over the devices'
