@@ -25,7 +25,7 @@ SETTINGS = (
   f'--save_every={SAVE_EVERY}',
 )
 # How often a run is killed; more is for a long night.
-KILLS = int(os.environ.get('EAIN_KILLS', '5'))
+KILLS = int(os.environ.get('EAIN_KILLS', '3'))
 
 
 def train(world, work, *flags):
@@ -64,11 +64,8 @@ def wait_until(happens, binary, seconds=120):
   ('inject', 'said'),
   [
     ('step:17:term', 'told to stop before step 16'),
-    ('step:17:int', 'told to stop before step 16'),
-    ('evaluation:2:term', 'told to stop before step'),
     ('evaluation:2:int', 'told to stop before step'),
-    ('compilation:1:term', 'told to stop'),
-    ('shard:9:term', 'told to stop before step'),
+    ('compilation:1:int', 'told to stop'),
     ('save:2:term', 'told to stop before step'),
   ],
 )
@@ -121,9 +118,11 @@ def test_preparation_told_to_stop_within_a_library(start, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('inject', ['step:14:term', 'evaluation:1:term'])
-def test_one_of_two_processes_is_told_to_stop(start, world, tmp_path, inject):
-  """Both stop before the same step, and go on to the same end."""
+def test_one_of_two_processes_is_told_to_stop(start, world, tmp_path):
+  """Within an evaluation, then in a step: both stop before the same one.
+
+  They end with the state of two that nothing interrupts, to the last bit.
+  """
   work, calm = tmp_path / 'run', tmp_path / 'calm'
 
   def launched(folder, inject=''):
@@ -139,14 +138,14 @@ def test_one_of_two_processes_is_told_to_stop(start, world, tmp_path, inject):
       script = f'[ $JAX_PROCESS_ID = 1 ] && exec {faulty}; exec {script}'
     return start(*('launch.local', '--processes=2', '--', 'bash', '-c', script))
 
-  stopped = launched(work, inject)
-  assert stopped.wait(120) == 75, stopped.errors()
-  steps = re.findall(r'told to stop before step (\d+)', stopped.errors())
-  assert len(steps) == 2
-  assert steps[0] == steps[1]
+  for inject in ('evaluation:1:term', 'step:9:term'):
+    stopped = launched(work, inject)
+    assert stopped.wait(120) == 75, stopped.errors()
+    steps = re.findall(r'told to stop before step (\d+)', stopped.errors())
+    assert len(steps) == 2
+    assert steps[0] == steps[1]
   launched(work).check()
   launched(calm).check()
-  # Two processes are the same as two, to the last bit.
   assert summary(work) == summary(calm)
 
 
@@ -189,7 +188,7 @@ def test_killed_at_random_moments(start, world, whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('number', [1, 2, 4])
+@pytest.mark.parametrize('number', [1, 2])
 def test_killed_in_the_commit_of_a_checkpoint(
   start, world, whole, tmp_path, number
 ):
@@ -259,7 +258,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('size', ['150k', '250k', '350k'])
+@pytest.mark.parametrize('size', ['150k', '350k'])
 def test_a_save_that_finds_the_disk_full(start, world, whole, small_disk, size):
   work = small_disk(size) / 'run'
   run = start(*train(world, work))
