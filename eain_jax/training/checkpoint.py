@@ -12,12 +12,14 @@ neither replaces the other before it is whole. A checkpoint at step s is the
 state before batch s.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import errno
 import hashlib
 import json
-import time
+import shutil
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,6 @@ FORMAT_VERSION = 1
 # A save goes beside the two.
 KEPT = 2
 REASON_LENGTH = 200
-# Between two looks at a save that is under way.
-WAIT_SECONDS = 0.002
 # What a file says of itself when it is damaged; all else is the disk's matter.
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 _UNREADABLE = (
@@ -111,13 +111,14 @@ class Checkpoints:
     """
     self._placement, self._settings = placement, dict(settings)
     self._folder = work_dir.resolve() / 'checkpoints'
-    self._manager: ocp.CheckpointManager | None = None
+    self._saver: ocp.AsyncCheckpointer | None = None
+    self._under_way: concurrent.futures.Future | None = None
 
   def __enter__(self):
     return self
 
   def __exit__(self, kind, *exc_info):
-    if self._manager is None:
+    if self._saver is None:
       return
     has_failed = kind is not None and issubclass(kind, Exception)
     if has_failed and self._placement.spans_processes:
@@ -130,21 +131,17 @@ class Checkpoints:
         raise
     finally:
       with contextlib.suppress(Exception):  # It fails once more.
-        self._manager.close()
+        self._saver.close()
 
-  def _open(self) -> ocp.CheckpointManager:
-    """To write to; what a killed save has left there is removed."""
-    if self._manager is None:
-      self._manager = ocp.CheckpointManager(
-        self._folder / 'latest',
-        options=ocp.CheckpointManagerOptions(
-          max_to_keep=KEPT,
-          create=True,
-          cleanup_tmp_directories=True,
-          enable_async_checkpointing=True,
-        ),
-      )
-    return self._manager
+  def _open(self) -> ocp.AsyncCheckpointer:
+    """To write with; what a killed save has left is removed."""
+    if self._saver is None:
+      if processes.is_first():
+        (self._folder / 'latest').mkdir(parents=True, exist_ok=True)
+        for leftover in (self._folder / 'latest').glob('*.orbax-*'):
+          shutil.rmtree(leftover)
+      self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+    return self._saver
 
   def numbers(self) -> list[int]:
     """Of the checkpoints that are there, whole or not, the newest first."""
@@ -198,37 +195,37 @@ class Checkpoints:
     number = 2 * step + (loop['evaluated_step'] == step)
     self.wait()
     try:
-      if not self._open().save(number, args=args):
-        raise RuntimeError('Orbax has skipped it')
+      saver = self._open()
+      saver.save(self._folder / 'latest' / str(number), args=args)
     except Exception as error:
       raise self._save_failed(error) from error
+    self._under_way = _in_thread(saver.wait_until_finished)
 
   def check(self) -> None:
-    """Raises InputError where a save that is under way has failed."""
-    try:
-      if self._manager is not None:
-        self._manager.check_for_errors()
-    except Exception as error:
+    """Raises InputError where a save that was under way has failed.
+
+    Of several processes the one that it has failed in hears of it at once;
+    whoever waits for the others would wait for ever.
+    """
+    if self._under_way is None or not self._under_way.done():
+      return
+    under_way, self._under_way = self._under_way, None
+    if error := under_way.exception():
       raise self._save_failed(error) from error
+    for number in self.numbers()[KEPT:] if processes.is_first() else ():
+      shutil.rmtree(self._folder / 'latest' / str(number))
 
   def wait(self) -> None:
     """Returns when all that is under way is saved.
 
     Raises:
-      InputError: a save has failed. Of several processes the one that it has
-        failed in hears of it at once, where Orbax would wait for the others.
+      InputError: a save has failed.
     """
-    while self._manager and self._manager.is_saving_in_progress():
+    if self._under_way is not None:
+      concurrent.futures.wait([self._under_way])
       self.check()
-      time.sleep(WAIT_SECONDS)
-    try:
-      if self._manager is not None:
-        self._manager.wait_until_finished()
-    except Exception as error:
-      raise self._save_failed(error) from error
-    self.check()
 
-  def _save_failed(self, error: Exception) -> InputError:
+  def _save_failed(self, error: BaseException) -> InputError:
     reason, remedy = _reason(error), 'run the same command again'
     if 'No space left' in str(error) or 'quota exceeded' in str(error):
       reason, remedy = 'the disk is full', f'make room, and {remedy}'
@@ -392,6 +389,20 @@ class Checkpoints:
     if name := differing_setting(record['settings'], self._settings):
       raise Damaged(f'{folder} belongs to a run with another {name}')
     return found, record
+
+
+def _in_thread(act: Callable[[], None]) -> concurrent.futures.Future:
+  """`act()` on a thread that holds up nobody's end."""
+  future: concurrent.futures.Future = concurrent.futures.Future()
+
+  def run() -> None:
+    try:
+      future.set_result(act())
+    except BaseException as error:
+      future.set_exception(error)
+
+  threading.Thread(target=run, name='checkpoint', daemon=True).start()
+  return future
 
 
 def _reader(handler: ocp.CheckpointHandler) -> ocp.Checkpointer:

@@ -84,9 +84,9 @@ def _steps(passed: Pass) -> list[mock._patch]:
 
 def _saves(passed: Pass) -> list[mock._patch]:
   """Before a checkpoint is saved."""
-  from orbax.checkpoint import CheckpointManager
+  from orbax.checkpoint import AsyncCheckpointer
 
-  return [_before(CheckpointManager, 'save', passed)]
+  return [_before(AsyncCheckpointer, 'save', passed)]
 
 
 def _commits(passed: Pass) -> list[mock._patch]:

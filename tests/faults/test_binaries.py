@@ -129,7 +129,7 @@ def test_one_of_two_processes_is_told_to_stop(start, world, tmp_path):
     words = lambda *prefix: shlex.join(
       [
         *(sys.executable, '-m', *prefix),
-        *train(world, folder, '--parallelism=mesh'),
+        *train(world, folder, '--parallelism=mesh', '--epochs=2'),
       ]
     )
     faulty = words('tests.faults.inject', f'--inject={inject}', '--')
