@@ -65,7 +65,6 @@ def wait_until(happens, binary, seconds=120):
   [
     ('step:17:term', 'told to stop before step 16'),
     ('evaluation:2:int', 'told to stop before step'),
-    ('compilation:1:int', 'told to stop'),
     ('save:2:term', 'told to stop before step'),
   ],
 )
@@ -188,7 +187,7 @@ def test_killed_at_random_moments(start, world, whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('number', [1, 2])
+@pytest.mark.parametrize('number', [2])
 def test_killed_in_the_commit_of_a_checkpoint(
   start, world, whole, tmp_path, number
 ):
@@ -258,7 +257,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('size', ['150k', '350k'])
+@pytest.mark.parametrize('size', ['150k'])
 def test_a_save_that_finds_the_disk_full(start, world, whole, small_disk, size):
   work = small_disk(size) / 'run'
   run = start(*train(world, work))

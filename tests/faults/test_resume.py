@@ -24,7 +24,7 @@ STEPS = 40
 EVAL_BATCH_SIZE = 1_550
 EVALUATION = 3
 # Steps between two at which a run of its own is interrupted; 1 takes minutes.
-EVERY = int(os.environ.get('EAIN_FAULT_EVERY', '9'))
+EVERY = int(os.environ.get('EAIN_FAULT_EVERY', '19'))
 CONFIG = TrainConfig(
   batch_size=800,
   epochs=4,
