@@ -17,25 +17,29 @@ DEEP = '[' * 100_000 + ']' * 100_000
 OWN = '--columns=user=u,item=i,timestamp=t'
 
 
+# A child of this process would count our own memory, from before its exec.
+RUN = """
+import resource, subprocess, sys
+command = [sys.executable, '-m', 'experiments.prepare_data', *sys.argv[1:]]
+code = subprocess.call(command)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
+
+
 def prepare(tmp_path, *flags):
   """Exit code, standard error, and MB of memory of the binary."""
   out = f'--output_dir={tmp_path / "out"}'
-  with (tmp_path / 'stderr').open('w') as stderr:
-    process = subprocess.Popen(
-      [sys.executable, '-m', 'experiments.prepare_data', out]
-      + ['--negatives=1', '--eval_negatives=1', *flags],
-      cwd=ROOT,
-      stdout=subprocess.DEVNULL,
-      stderr=stderr,
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-  process.returncode = os.waitstatus_to_exitcode(status)
-  # Kilobytes, of this process alone, as Linux has them.
-  return (
-    process.returncode,
-    (tmp_path / 'stderr').read_text(),
-    usage.ru_maxrss / 1e3,
+  done = subprocess.run(
+    [sys.executable, '-c', RUN, out, '--negatives=1', '--eval_negatives=1']
+    + list(flags),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
   )
+  kilobytes = float(done.stdout.splitlines()[-1])
+  return done.returncode, done.stderr, kilobytes / 1e3
 
 
 def refusal(tmp_path, *flags):
