@@ -248,7 +248,8 @@ def files_written_together(folder: Path, what: str) -> Iterator[Path]:
     yield beside
 
 
-def _fingerprint(values: Mapping[str, Any]) -> str:
+def hash_values(values: Mapping[str, Any]) -> str:
+  """sha256 of values as JSON, whatever the order of their keys."""
   text = json.dumps(values, sort_keys=True, separators=(',', ':'))
   return hashlib.sha256(text.encode()).hexdigest()
 
@@ -273,7 +274,7 @@ def write_manifest(
     for name in names
   }
   values = {**facts, 'files': files}
-  values['fingerprint'] = _fingerprint(values)
+  values['fingerprint'] = hash_values(values)
   write_json(folder / MANIFEST, values)
   return values
 
@@ -311,7 +312,7 @@ def read_manifest(
         f'{format_version}: {remedy}'
       )
     stated = values.pop('fingerprint')
-    differs = _fingerprint(values) != stated
+    differs = hash_values(values) != stated
   except OSError as error:
     raise InputError(f'{file} cannot be read: {error.strerror}') from error
   except (ValueError, KeyError, RecursionError) as error:

@@ -40,19 +40,17 @@ class Stop:
     self._is_heard = threading.Event()
     self._before: dict[int, signal._HANDLER] = {}
 
-  @contextlib.contextmanager
-  def held(self) -> Iterator[None]:
+  def held(self) -> contextlib.AbstractContextManager[None]:
     """Within, where something would be lost a signal sets `asked` alone."""
-    before, self._is_held = self._is_held, True
-    try:
-      yield
-    finally:
-      self._is_held = before
+    return self._holding(True)
+
+  def released(self) -> contextlib.AbstractContextManager[None]:
+    """Within, nothing is held, whatever holds it outside."""
+    return self._holding(False)
 
   @contextlib.contextmanager
-  def released(self) -> Iterator[None]:
-    """Within, nothing is held, whatever holds it outside."""
-    before, self._is_held = self._is_held, False
+  def _holding(self, holds: bool) -> Iterator[None]:
+    before, self._is_held = self._is_held, holds
     try:
       yield
     finally:

@@ -23,6 +23,7 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
 
 import dataclasses
 import json
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +92,34 @@ def dataset(tmp_path_factory):
   )
   prepare(config, folder / 'dataset')
   return open_dataset(folder / 'dataset')
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """small_disk(size): a file system of that size; again, it gets that size.
+
+  Skips where none may be mounted.
+  """
+  folder, mounted = tmp_path / 'disk', []
+
+  def make(size):
+    folder.mkdir(exist_ok=True)
+    options = f'remount,size={size}' if mounted else f'size={size}'
+    command = ['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', folder]
+    try:
+      done = subprocess.run(command, capture_output=True, check=False)
+    except FileNotFoundError:
+      pytest.skip('there is no mount command')
+    if mounted:
+      done.check_returncode()
+    elif done.returncode:
+      pytest.skip('no file system may be mounted here')
+    mounted.append(folder)
+    return folder
+
+  yield make
+  if mounted:
+    subprocess.run(['umount', '--lazy', folder], check=True)
 
 
 SMALL_SETTINGS = {

@@ -328,7 +328,7 @@ def signed(tmp_path, change):
   values = write_manifest(tmp_path, ('a',))
   del values['fingerprint']
   change(values)
-  values['fingerprint'] = artifacts._fingerprint(values)
+  values['fingerprint'] = artifacts.hash_values(values)
   (tmp_path / 'manifest.json').write_text(json.dumps(values))
 
 

@@ -16,8 +16,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
-import hashlib
-import json
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -28,6 +26,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from eain_jax.artifacts import hash_values
 from eain_jax.errors import InputError
 from eain_jax.training import processes
 from eain_jax.training.checksums import check_finite, take_checksums
@@ -71,11 +70,6 @@ class Unit:
   loop: dict[str, Any]
   log: str
   best: tuple[Any, Any] | None
-
-
-def _hash(record: Mapping[str, Any]) -> str:
-  text = json.dumps(record, sort_keys=True, separators=(',', ':'))
-  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _reason(error: BaseException) -> str:
@@ -189,7 +183,7 @@ class Checkpoints:
       'log': log,
     }
     args = ocp.args.Composite(
-      record=ocp.args.JsonSave({**record, 'sha256': _hash(record)}),
+      record=ocp.args.JsonSave({**record, 'sha256': hash_values(record)}),
       **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
     )
     number = 2 * step + (loop['evaluated_step'] == step)
@@ -360,7 +354,7 @@ class Checkpoints:
     try:
       record = _reader(ocp.JsonCheckpointHandler()).restore(folder / reading)
       stated = record.pop('sha256')
-      if _hash(record) != stated or record['step'] != number // 2:
+      if hash_values(record) != stated or record['step'] != number // 2:
         raise ValueError('it is not as it was saved')
       if record['format_version'] != FORMAT_VERSION:
         raise InputError(

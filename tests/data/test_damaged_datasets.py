@@ -142,7 +142,7 @@ def sign(folder, change=lambda manifest: None):
     if entry['bytes'] < 1 << 20:
       entry['sha256'] = artifacts.hash_file(folder / name)
   change(manifest)
-  manifest['fingerprint'] = artifacts._fingerprint(manifest)
+  manifest['fingerprint'] = artifacts.hash_values(manifest)
   file.write_text(json.dumps(manifest))
 
 
@@ -346,7 +346,7 @@ def test_a_manifest_of_any_other_types_is_one_sentence_or_means_nothing(copy):
         continue
       else:
         owner[path[-1]] = value
-      manifest['fingerprint'] = artifacts._fingerprint(manifest)
+      manifest['fingerprint'] = artifacts.hash_values(manifest)
       (folder / 'manifest.json').write_text(json.dumps(manifest))
       said = ''
       try:

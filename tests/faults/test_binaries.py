@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -201,10 +200,11 @@ def test_killed_in_the_commit_of_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_commit_that_fails_ends_the_run(start, world, whole, tmp_path):
-  """On a thread of its own, while the steps that follow run."""
+@pytest.mark.parametrize('inject', ['save:3:full', 'commit:2:full'])
+def test_a_save_that_fails_ends_the_run(start, world, whole, tmp_path, inject):
+  """At once, or on a thread of its own while the steps that follow run."""
   work = tmp_path / 'run'
-  run = start(*train(world, work), inject='commit:2:full')
+  run = start(*train(world, work), inject=inject)
   assert run.wait() == 1
   assert 'the disk is full; make room' in run.sentence()
   start(*train(world, work)).check()
@@ -224,38 +224,6 @@ def test_a_commit_that_fails_in_one_of_two_processes(start, world, tmp_path):
   assert 'the disk is full; make room' in run.errors()
 
 
-def tmpfs(folder, size):
-  """Mounts a small file system, or skips."""
-  folder.mkdir(exist_ok=True)
-  done = subprocess.run(
-    ['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', folder],
-    capture_output=True,
-    check=False,
-  )
-  if done.returncode:
-    pytest.skip('to mount a small file system takes root')
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-  """small_disk(size): a file system of that size; again, it gets that size."""
-  folder, mounted = tmp_path / 'disk', []
-
-  def make(size):
-    if mounted:
-      subprocess.run(
-        ['mount', '-o', f'remount,size={size}', folder], check=True
-      )
-    else:
-      tmpfs(folder, size)
-      mounted.append(folder)
-    return folder
-
-  yield make
-  for folder in mounted:
-    subprocess.run(['umount', '-l', folder], check=False)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('size', ['150k'])
 def test_a_save_that_finds_the_disk_full(start, world, whole, small_disk, size):
@@ -265,14 +233,5 @@ def test_a_save_that_finds_the_disk_full(start, world, whole, small_disk, size):
   assert 'run the same command again' in run.sentence()
   print(f'\n{size}: {run.sentence()}')
   small_disk('100m')
-  start(*train(world, work)).check()
-  assert summary(work) == whole
-
-
-def test_a_save_that_fails_ends_the_run(start, world, whole, tmp_path):
-  work = tmp_path / 'run'
-  run = start(*train(world, work), inject='save:3:full')
-  assert run.wait() == 1
-  assert 'the disk is full; make room' in run.sentence()
   start(*train(world, work)).check()
   assert summary(work) == whole

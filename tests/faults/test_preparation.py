@@ -171,22 +171,6 @@ def write_log(path):
   )
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-  """A file system of two megabytes; skips where none may be mounted."""
-  folder = tmp_path / 'disk'
-  folder.mkdir()
-  command = ['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', folder]
-  try:
-    done = subprocess.run(command, capture_output=True, check=False)
-  except FileNotFoundError:
-    pytest.skip('there is no mount command')
-  if done.returncode:
-    pytest.skip('no file system may be mounted here')
-  yield folder
-  subprocess.run(['umount', '--lazy', folder], check=True)
-
-
 def fill(folder, num_free):
   """Leaves so many bytes of a small disk."""
   ballast = folder / 'ballast'
@@ -199,14 +183,15 @@ def test_a_disk_that_is_full_at_any_point(small_disk, tmp_path):
   config = write_log(tmp_path / 'log.csv')
   prepare(config, tmp_path / 'roomy')
   expected = contents(tmp_path / 'roomy')
-  old = small_disk / 'old'
+  disk = small_disk('2m')
+  old = disk / 'old'
   prepare(config, old)
-  out = small_disk / 'set'
+  out = disk / 'set'
   needed = sum(len(data) for data in expected.values())
   failed = 0
   # Pages of 4 kB, a file or a folder takes one at least.
   for level in range(0, 2 * needed, needed // 12):
-    fill(small_disk, level)
+    fill(disk, level)
     try:
       prepare(config, out)
       break
@@ -214,7 +199,7 @@ def test_a_disk_that_is_full_at_any_point(small_disk, tmp_path):
       said = str(error)
     assert said == f'{out} cannot be written: the disk is full'
     failed += 1
-    assert sorted(path.name for path in small_disk.iterdir()) == [
+    assert sorted(path.name for path in disk.iterdir()) == [
       'ballast',
       'old',
     ]
