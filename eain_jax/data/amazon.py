@@ -4,7 +4,6 @@ The format is told from a file's keys, never from its name, and is said. Only
 the ids, the rating, the time and four attributes are kept: never a text.
 """
 
-import array
 import ast
 import dataclasses
 import functools
@@ -12,6 +11,7 @@ import html
 import itertools
 import math
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -26,15 +26,13 @@ from eain_jax.data.events import (
   Codes,
   EventLog,
   LineNumbers,
-  RawColumn,
   RawEvents,
   check_rejected,
   clean_events,
-  kept_rows,
   rejected_table,
-  to_seconds,
 )
 from eain_jax.data.lines import LineReader, ReadOptions, first_lines
+from eain_jax.data.spool import RowBuffer, Spool
 from eain_jax.errors import InputError
 
 MAX_ATTRIBUTE_LENGTH = 200
@@ -201,17 +199,28 @@ def _bad_fields(user: str, item: str, rating: float, time: float) -> str | None:
 class _Events:
   """Gathers events over all files, ids as int32 codes from the start."""
 
-  def __init__(self):
+  def __init__(self, folder: Path):
     self.user_of, self.item_of = Codes(_is_id), Codes(_is_id)
-    self.user, self.item = array.array('i'), array.array('i')
-    self.rating, self.time = array.array('f'), array.array('q')
+    self.spool = Spool(folder)
+    self.rows = RowBuffer(
+      self.spool,
+      {
+        'user': self.user_of,
+        'item': self.item_of,
+        'rating': None,
+        'timestamp': None,
+      },
+    )
+    columns = self.rows.columns
+    self._user, self._item = columns['user'], columns['item']
+    self._rating, self._time = columns['rating'], columns['timestamp']
     self.line = LineNumbers()
 
   def add(self, user, item, rating, time, line) -> None:
-    self.user.append(self.user_of(user))
-    self.item.append(self.item_of(item))
-    self.rating.append(rating)
-    self.time.append(int(time))
+    self._user.append(self.user_of(user))
+    self._item.append(self.item_of(item))
+    self._rating.append(rating)
+    self._time.append(int(time))
     self.line.add(line)
 
   def add_reviews(
@@ -233,10 +242,10 @@ class _Events:
     if not is_good.all():
       return False
     self.line.add(count(len(reviews)), len(reviews))
-    self.user.frombytes(user.tobytes())
-    self.item.frombytes(item.tobytes())
-    self.rating.frombytes(rating.astype(np.float32).tobytes())
-    self.time.frombytes(time.astype(np.int64).tobytes())
+    self._user.frombytes(user.tobytes())
+    self._item.frombytes(item.tobytes())
+    self._rating.frombytes(rating.astype(np.float32).tobytes())
+    self._time.frombytes(time.astype(np.int64).tobytes())
     return True
 
 
@@ -265,6 +274,7 @@ def _json_events(reader: LineReader, format_name: str, events: _Events) -> None:
   decoder = msgspec.json.Decoder(_Review2023 if is_2023 else _Review2014)
   decode = decoder.decode
   for text in reader.texts():
+    events.rows.make_room()
     reviews = _decode_lines(decoder, text)
     if reviews and events.add_reviews(reviews, reader.count_filled):
       continue
@@ -361,6 +371,7 @@ def _csv_events(
   order, width, said = _csv_columns(reader.path, is_header, reader.options)
   is_first_event = True
   for start, lines in reader.blocks():
+    events.rows.make_room()
     for number, line in enumerate(lines, start):
       if not line:
         continue
@@ -389,10 +400,9 @@ def _csv_events(
 
 
 def _read_review_files(
-  paths: Sequence[str | Path], options: ReadOptions
+  paths: Sequence[str | Path], options: ReadOptions, folder: Path
 ) -> tuple[RawEvents, list[LineReader], list[dict[str, Any]], list[str]]:
-  events, readers, sources, notes = _Events(), [], [], []
-  odd_of_file = []
+  events, readers, sources, notes = _Events(folder), [], [], []
   for path in map(Path, paths):
     reader = LineReader(path, options)
     format_name = detect_format(path, options)
@@ -401,41 +411,26 @@ def _read_review_files(
         f'{path} is item metadata ({format_name}), not reviews: give it as '
         '--metadata'
       )
-    begin = len(events.time)
     if format_name.endswith('reviews'):
       _json_events(reader, format_name, events)
     else:
       _csv_events(reader, format_name, events, notes)
-    # A view: while it is there, the array cannot grow.
-    time = np.frombuffer(events.time, np.int64)[begin:]
-    seconds, unit, odd = to_seconds(time)
-    for row in np.flatnonzero(odd):
+    events.rows.flush()
+    unit, rows, times = events.spool.end_file()
+    events.spool.refuse(rows)
+    for row, time in zip(rows.tolist(), times.tolist(), strict=True):
       reader.reject(
-        events.line.of(begin + int(row)),
-        f'the time {time[row]} is not in {unit} as most of the file is',
+        events.line.of(row),
+        f'the time {time} is not in {unit} as most of the file is',
         '',
       )
-    time[:] = seconds
-    del time, seconds
-    odd_of_file.append(odd)
     check_rejected(reader)
     if unit != 'seconds':
       notes.append(f'{path.name}: times in {unit} were read as seconds.')
     readers.append(reader)
     sources.append(reader.source(format_name))
     notes += reader.notes()
-  odd = np.concatenate(odd_of_file)
-  user, item, rating, timestamp = (
-    kept_rows(column, odd)
-    for column in (events.user, events.item, events.rating, events.time)
-  )
-  raw = RawEvents(
-    RawColumn(user, events.user_of.pop_values()),
-    RawColumn(item, events.item_of.pop_values()),
-    timestamp,
-    rating,
-  )
-  return raw, readers, sources, notes
+  return events.rows.finish(), readers, sources, notes
 
 
 # Splits at strings. A quote that opens none takes all that follows, lest each
@@ -783,6 +778,7 @@ def read_amazon(
   reviews: Sequence[str | Path],
   metadata: Sequence[str | Path],
   options: ReadOptions,
+  folder: Path | None = None,
 ) -> tuple[EventLog, pl.DataFrame]:
   """Reads Amazon reviews or ratings, with metadata where given.
 
@@ -790,6 +786,7 @@ def read_amazon(
     reviews: files of reviews (JSON lines) or ratings (CSV), plain or gzip.
     metadata: files of item metadata, JSON or Python literals.
     options: how forgiving to be.
+    folder: where events are kept while they are read; see `clean_events`.
 
   Returns:
     The events with item attributes category, category_path, brand and price;
@@ -798,17 +795,22 @@ def read_amazon(
   Raises:
     InputError: a file is missing, damaged, or not what it should be.
   """
-  raw, readers, sources, notes = _read_review_files(reviews, options)
-  log = clean_events(
-    raw,
-    counts={
-      'lines': sum(reader.lines for reader in readers),
-      'blank': sum(reader.blank for reader in readers),
-      'rejected': _reject_count(readers),
-    },
-    sources=tuple(sources),
-    notes=tuple(notes),
-  )
+  with tempfile.TemporaryDirectory(dir=folder) as made:
+    raw, readers, sources, notes = _read_review_files(
+      reviews, options, Path(made)
+    )
+    log = clean_events(
+      raw,
+      folder=folder,
+      counts={
+        'lines': sum(reader.lines for reader in readers),
+        'blank': sum(reader.blank for reader in readers),
+        'rejected': _reject_count(readers),
+      },
+      sources=tuple(sources),
+      notes=tuple(notes),
+    )
+    del raw
   if metadata:
     table, counts, more, more_sources, more_notes = _read_metadata_files(
       metadata, log, options

@@ -111,7 +111,7 @@ def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
   return shape, dtype
 
 
-def map_column(path: Path) -> np.ndarray:
+def map_column(path: Path) -> np.memmap:
   """The column, read-only; nothing of it is read before it is looked at.
 
   Raises:
@@ -139,6 +139,18 @@ def map_column(path: Path) -> np.ndarray:
   return np.memmap(path, dtype, 'r', begin, shape)
 
 
+def read_rows(column: np.memmap, begin: int, end: int) -> np.ndarray:
+  """A copy of rows of a mapped column; its file must still be there.
+
+  A touched page brings neighbours into memory, far more than a few rows here
+  and there need.
+  """
+  num = (end - begin) * math.prod(column.shape[1:])
+  offset = column.offset + begin * column.strides[0]
+  rows = np.fromfile(str(column.filename), column.dtype, num, offset=offset)
+  return rows.reshape(-1, *column.shape[1:])
+
+
 def release(*columns: np.ndarray) -> None:
   """Takes what was read of mapped columns out of the process's memory.
 
@@ -152,6 +164,57 @@ def release(*columns: np.ndarray) -> None:
     # A writable map could lose what was written to it.
     if isinstance(base, mmap.mmap) and not column.flags.writeable:
       base.madvise(mmap.MADV_DONTNEED)
+
+
+class ColumnFiles:
+  """The columns of one folder; each grows by pieces and is mapped at its end.
+
+  Attributes:
+    folder: where they are written.
+  """
+
+  def __init__(self, folder: Path):
+    self.folder = folder
+    self._writers: dict[str, ColumnWriter] = {}
+    self._mapped: dict[str, np.memmap] = {}
+
+  def append(self, name: str, rows: np.ndarray) -> None:
+    """Adds rows [n, ...] to a column, which the first ones begin."""
+    writer = self._writers.get(name)
+    if writer is None:
+      path = self.folder / f'{name}.npy'
+      writer = ColumnWriter(path, rows.dtype, rows.shape[1:])
+      self._writers[name] = writer
+    writer.append(rows)
+
+  def map(self, name: str) -> np.memmap:
+    """A column, complete now, to read; `release` lets go of what was read."""
+    writer = self._writers[name]
+    writer.close()
+    column = self._mapped[name] = map_column(writer.path)
+    return column
+
+  def remove(self, name: str) -> None:
+    """Forgets a column; a map of it stays good as long as it is held."""
+    writer = self._writers.pop(name)
+    writer.abandon()
+    writer.path.unlink()
+    self._mapped.pop(name, None)
+
+  def release(self) -> None:
+    """Takes what was read of the columns out of the process's memory."""
+    release(*self._mapped.values())
+
+  def finish(self) -> None:
+    """Completes all columns, and lets go of their maps."""
+    for writer in self._writers.values():
+      writer.close()
+    self._mapped.clear()
+
+  def close(self) -> None:
+    """Lets go of files, also of columns that were not finished."""
+    for writer in self._writers.values():
+      writer.abandon()
 
 
 def row_blocks(num_rows: int) -> Iterator[slice]:

@@ -27,7 +27,7 @@ import polars as pl
 
 from eain_jax import artifacts
 from eain_jax.config import PrepareConfig
-from eain_jax.data.columns import ColumnWriter, map_column, release
+from eain_jax.data.columns import ColumnFiles
 from eain_jax.data.examples import PARTS, NegativeSampler, Part, make_sampler
 from eain_jax.data.features import Feature, Vocabulary
 from eain_jax.data.soundness import (
@@ -173,50 +173,33 @@ class DatasetWriter:
 
   Attributes:
     folder: where they are written; see `folder_written_whole`.
+    scratch: columns that are no part of the dataset.
   """
 
   def __init__(self, folder: Path):
     self.folder = folder
-    self._scratch = folder / 'scratch'
-    self._writers: dict[str, ColumnWriter] = {}
-    self._mapped: list[np.ndarray] = []
     for made in ('columns', 'vocabularies', 'scratch'):
       (folder / made).mkdir()
+    self._columns = ColumnFiles(folder / 'columns')
+    self.scratch = ColumnFiles(folder / 'scratch')
 
-  def append(
-    self, name: str, rows: np.ndarray, *, is_scratch: bool = False
-  ) -> None:
-    """Adds rows to a column, which the first ones begin.
-
-    Args:
-      name: of its file, without ending; see `open_dataset`.
-      rows: [n, ...].
-      is_scratch: the column is no part of the dataset.
-    """
-    writer = self._writers.get(name)
-    if writer is None:
-      folder = self._scratch if is_scratch else self.folder / 'columns'
-      writer = self._writers[name] = ColumnWriter(
-        folder / f'{name}.npy', rows.dtype, rows.shape[1:]
-      )
-    writer.append(rows)
+  def append(self, name: str, rows: np.ndarray) -> None:
+    """Adds rows [n, ...] to a column; see `open_dataset` for the names."""
+    self._columns.append(name, rows)
 
   def map(self, name: str) -> np.ndarray:
     """A column, complete now, to read; `release` lets go of what was read."""
-    writer = self._writers[name]
-    writer.close()
-    column = map_column(writer.path)
-    self._mapped.append(column)
-    return column
+    return self._columns.map(name)
 
   def release(self) -> None:
     """Takes what was read of columns out of the process's memory."""
-    release(*self._mapped)
+    self._columns.release()
+    self.scratch.release()
 
   def close(self) -> None:
     """Lets go of files, also of columns that were not finished."""
-    for writer in self._writers.values():
-      writer.abandon()
+    self._columns.close()
+    self.scratch.close()
 
   def finish(
     self,
@@ -238,10 +221,9 @@ class DatasetWriter:
       items: one row an item.
       rejected: file, line, reason, text of each rejected line.
     """
-    for writer in self._writers.values():
-      writer.close()
-    self._mapped.clear()
-    shutil.rmtree(self._scratch)
+    self._columns.finish()
+    self.scratch.finish()
+    shutil.rmtree(self.scratch.folder)
     folder = self.folder
     for name, vocabulary in vocabularies.items():
       table = vocabulary.table()

@@ -8,19 +8,32 @@ the same user, so this rule decides results.
 import array
 import bisect
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+import itertools
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import polars as pl
 
-from eain_jax.data.columns import row_blocks
+from eain_jax.data.columns import (
+  BLOCK_ROWS,
+  ColumnFiles,
+  read_rows,
+  release,
+  row_blocks,
+)
 from eain_jax.data.lines import ReadOptions
 from eain_jax.errors import InputError
 
 MILLISECONDS_FROM = 10**11
 MICROSECONDS_FROM = 10**14
+UNITS = ('seconds', 'milliseconds', 'microseconds')
+# What the names of context columns begin with, where they stand beside others.
+CONTEXT = 'context.'
+OPTIONAL = ('rating', 'label', 'request', 'position')
 # Characters; no id or category is as long, and all of them are kept.
 MAX_ID_LENGTH = 4_096
 
@@ -75,22 +88,28 @@ class EventLog:
   sources: tuple[Mapping[str, object], ...] = ()
   notes: tuple[str, ...] = ()
 
+  def columns(self) -> dict[str, np.ndarray]:
+    """The columns that the log has, [N]; context columns as CONTEXT + name."""
+    names = ('user', 'item', 'timestamp', *OPTIONAL)
+    given = {name: getattr(self, name) for name in names}
+    given |= {CONTEXT + name: c.codes for name, c in self.context.items()}
+    return {
+      name: column for name, column in given.items() if column is not None
+    }
+
+  def with_columns(self, columns: Mapping[str, np.ndarray]) -> 'EventLog':
+    """The log with others in the place of all of `columns()`."""
+    context = {
+      name: ContextColumn(columns[CONTEXT + name], column.values)
+      for name, column in self.context.items()
+    }
+    own = {n: c for n, c in columns.items() if not n.startswith(CONTEXT)}
+    return dataclasses.replace(self, **own, context=context)
+
   def rows(self, begin: int, end: int) -> 'EventLog':
     """Some of the events, by views; users and items keep their numbers."""
-    take = lambda column: None if column is None else column[begin:end]
-    return dataclasses.replace(
-      self,
-      user=self.user[begin:end],
-      item=self.item[begin:end],
-      timestamp=self.timestamp[begin:end],
-      rating=take(self.rating),
-      label=take(self.label),
-      request=take(self.request),
-      position=take(self.position),
-      context={
-        name: ContextColumn(column.codes[begin:end], column.values)
-        for name, column in self.context.items()
-      },
+    return self.with_columns(
+      {name: column[begin:end] for name, column in self.columns().items()}
     )
 
 
@@ -109,7 +128,11 @@ class RawColumn:
 
 @dataclasses.dataclass(frozen=True)
 class RawEvents:
-  """Events in source order, before cleaning; see EventLog for the columns."""
+  """N events in source order, before cleaning; see EventLog for the columns.
+
+  Attributes:
+    refused: int64, ascending: rows that are none.
+  """
 
   user: RawColumn
   item: RawColumn
@@ -119,23 +142,63 @@ class RawEvents:
   request: RawColumn | None = None
   position: np.ndarray | None = None
   context: Mapping[str, RawColumn] = dataclasses.field(default_factory=dict)
+  refused: np.ndarray = dataclasses.field(
+    default_factory=lambda: np.zeros(0, np.int64)
+  )
+
+  def coded(self) -> dict[str, RawColumn]:
+    """The columns of strings, by name; context columns as CONTEXT + name."""
+    given = {'user': self.user, 'item': self.item, 'request': self.request}
+    given |= {CONTEXT + name: c for name, c in self.context.items()}
+    return {name: column for name, column in given.items() if column}
+
+  def columns(self) -> dict[str, np.ndarray]:
+    """All columns, by name; codes of those of strings."""
+    names = ('timestamp', 'rating', 'label', 'position')
+    given = {name: getattr(self, name) for name in names}
+    given |= {name: column.codes for name, column in self.coded().items()}
+    return {
+      name: column for name, column in given.items() if column is not None
+    }
+
+  def blocks(self) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+    """By some rows at a time: takes those of a column that are not refused."""
+    for rows in row_blocks(len(self.timestamp)):
+      begin, end = np.searchsorted(self.refused, [rows.start, rows.stop])
+      yield functools.partial(
+        _take, rows=rows, refused=self.refused[begin:end] - rows.start
+      )
 
 
-def _sort_values(column: RawColumn) -> pl.Series:
-  """The sorted values that an event has; codes are made to index into them."""
-  # The last place is that of -1.
-  used = np.zeros(len(column.values) + 1, bool)
-  used[column.codes] = True
+def _take(column: np.ndarray, rows: slice, refused: np.ndarray) -> np.ndarray:
+  return np.delete(column[rows], refused) if len(refused) else column[rows]
+
+
+def _sort_values(
+  values: pl.Series, used: np.ndarray
+) -> tuple[pl.Series, np.ndarray]:
+  """The values that are used, sorted.
+
+  Args:
+    values: [V].
+    used: bool [V + 1]; the last place is that of code -1.
+
+  Returns:
+    Those values; and int32 [V + 1], the new code of each, -1 for others.
+  """
   kept = np.flatnonzero(used[:-1])
-  values = column.values.gather(kept)
+  if len(kept) < len(values):
+    values = values.gather(kept)
+  if values.is_sorted():
+    rank = np.full(len(used), -1, np.int32)
+    rank[kept] = np.arange(len(kept), dtype=np.int32)
+    return values, rank
   # One thread: polars sorts strings on several at twice the work.
   by_value = pl.arg_sort_by('value', multithreaded=False)
-  order = pl.DataFrame({'value': values}).select(by_value)['value'].to_numpy()
-  rank = np.full(len(column.values) + 1, -1, np.int32)
-  rank[kept[order]] = np.arange(len(kept), dtype=np.int32)
-  for rows in row_blocks(len(column.codes)):
-    column.codes[rows] = rank[column.codes[rows]]
-  return values.gather(order)
+  order = pl.DataFrame({'value': values}).select(by_value).to_series()
+  rank = np.full(len(used), -1, np.int32)
+  rank[kept[order.to_numpy()]] = np.arange(len(kept), dtype=np.int32)
+  return values.gather(order), rank
 
 
 def _canonical_order(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
@@ -149,7 +212,7 @@ def _canonical_order(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
   key <<= num_bits
   key |= timestamp - begin
   order = np.argsort(key)
-  run, place = _runs(len(key), lambda rows: (key[order[rows]],))
+  run, place = _runs(key[order])
   run <<= 32
   run |= order[place]
   run.sort()
@@ -157,52 +220,40 @@ def _canonical_order(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
   return order
 
 
-def _runs(
-  num_rows: int, columns: Callable[[slice], tuple[np.ndarray, ...]]
-) -> tuple[np.ndarray, np.ndarray]:
-  """Where columns stay as they are in the row before, all of them.
-
-  Args:
-    num_rows: their length.
-    columns: some rows of them.
+def _runs(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Where columns, [N], stay as they are in the row before, all of them.
 
   Returns:
     int64 [M], numbers of such runs of two rows or more, non-decreasing, and
     int64 [M], their places.
   """
-  same = np.ones(num_rows + 1, bool)
+  same = np.ones(len(columns[0]) + 1, bool)
   same[[0, -1]] = False
-  for rows in row_blocks(num_rows - 1):
-    for column in columns(slice(rows.start, rows.stop + 1)):
-      same[rows.start + 1 : rows.stop + 1] &= column[1:] == column[:-1]
+  for column in columns:
+    same[1:-1] &= column[1:] == column[:-1]
   place = np.flatnonzero(same[1:] | same[:-1])
   return np.cumsum(~same[place]), place
 
 
 def _first_of_repeats(
-  user: np.ndarray,
-  timestamp: np.ndarray,
-  order: np.ndarray,
-  others: list[np.ndarray],
+  user: np.ndarray, timestamp: np.ndarray, others: list[np.ndarray]
 ) -> np.ndarray:
-  """bool [N], along `order`: False for a row that repeats an earlier one.
+  """bool [N]: False for a row that repeats an earlier one.
 
   Args:
-    user: int32 [N] in canonical order.
-    timestamp: int64 [N] in canonical order.
-    order: int64 [N], the canonical order.
-    others: columns in source order that a repeat shares beside those; the
-      first holds items.
+    user: int32 [N], in canonical order as all columns.
+    timestamp: int64 [N].
+    others: columns that a repeat shares beside those; the first holds items.
   """
-  kept = np.ones(len(order), bool)
+  kept = np.ones(len(user), bool)
   # Repeats stand within runs of user and timestamp.
-  run, place = _runs(len(order), lambda rows: (user[rows], timestamp[rows]))
-  item = others[0][order[place]].astype(np.int64)
+  run, place = _runs(user, timestamp)
+  item = others[0][place].astype(np.int64)
   key = np.sort(run << 32 | item)
   suspect = key[1:][key[1:] == key[:-1]] >> 32
   at = np.flatnonzero(np.isin(run, suspect))
   run, place = run[at], place[at]
-  keys = [run, *(column[order[place]] for column in others)]
+  keys = [run, *(column[place] for column in others)]
   # lexsort is stable and rows of a run stand in source order.
   by_key = np.lexsort(keys[::-1])
   repeated = np.ones(max(len(run) - 1, 0), bool)
@@ -212,17 +263,111 @@ def _first_of_repeats(
   return kept
 
 
-def _by_appearance(codes: np.ndarray) -> np.ndarray:
-  """int32 [N], `codes` numbered from 0 in order of their first appearance."""
-  _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
-  number = np.empty(len(first), np.int32)
-  number[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
-  return number[inverse]
+def _clean_block(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Columns of some users' events in canonical order, without repeats."""
+  order = _canonical_order(columns['user'], columns['timestamp'])
+  columns = {name: column[order] for name, column in columns.items()}
+  others = [c for c in ('item', 'request', 'position') if c in columns]
+  kept = _first_of_repeats(
+    columns['user'], columns['timestamp'], [columns[name] for name in others]
+  )
+  if kept.all():
+    return columns
+  return {name: column[kept] for name, column in columns.items()}
+
+
+class _SortedBlocks:
+  """Raw events on the disk, blocks of them sorted by user each.
+
+  The events of some users can be taken from these together, so no more than a
+  block is ever sorted in memory; or what one user has, where that is more.
+  """
+
+  def __init__(
+    self, raw: RawEvents, rank: Mapping[str, np.ndarray], folder: Path
+  ):
+    """`rank` holds by name the final number of each code of a column."""
+    files = ColumnFiles(folder)
+    name_of = {name: f'sorted{i}' for i, name in enumerate(raw.columns())}
+    self._begins = [0]
+    # Of each user, the number of events; made to be where they begin.
+    start = np.zeros(int(rank['user'].max()) + 2, np.int64)
+    for take in raw.blocks():
+      user = rank['user'][take(raw.user.codes)]
+      # Far faster than a stable argsort.
+      order = user.astype(np.int64) << 32 | np.arange(len(user))
+      order.sort()
+      order &= 2**32 - 1
+      for name, column in raw.columns().items():
+        rows = take(column)
+        if name in rank:
+          rows = rank[name][rows]
+        files.append(name_of[name], rows[order])
+      users, counts = np.unique(user, return_counts=True)
+      start[users + 1] += counts
+      self._begins.append(self._begins[-1] + len(user))
+      release(*raw.columns().values())
+    self._user_start = np.cumsum(start, out=start)
+    self._columns = {name: files.map(file) for name, file in name_of.items()}
+
+  def by_users(self) -> Iterator[dict[str, np.ndarray]]:
+    """The columns of some users' events, in source order; then of the next."""
+    wanted = [*range(0, self._begins[-1], BLOCK_ROWS), self._begins[-1]]
+    bounds = np.unique(np.searchsorted(self._user_start, wanted))
+    bounds_in_block = []
+    for begin, end in itertools.pairwise(self._begins):
+      user = read_rows(self._columns['user'], begin, end)
+      bounds_in_block.append(begin + np.searchsorted(user, bounds))
+    for i in range(len(bounds) - 1):
+      yield {
+        name: np.concatenate(
+          [read_rows(column, b[i], b[i + 1]) for b in bounds_in_block]
+        )
+        for name, column in self._columns.items()
+      }
+
+
+class _LogColumns:
+  """Columns of a log that come some rows at a time, in canonical order."""
+
+  def __init__(self, folder: Path):
+    self._files = ColumnFiles(folder)
+    self._name_of: dict[str, str] = {}
+    # Of each code of a request, its number in order of first appearance.
+    self._request_of = np.zeros(0, np.int32)
+    self._num_requests = 0
+
+  def append(self, columns: Mapping[str, np.ndarray]) -> None:
+    """Adds rows; their requests are numbered anew."""
+    for name, rows in columns.items():
+      if name == 'request':
+        rows = self._number_requests(rows)
+      file = self._name_of.setdefault(name, f'log{len(self._name_of)}')
+      self._files.append(file, rows)
+
+  def _number_requests(self, codes: np.ndarray) -> np.ndarray:
+    missing = int(codes.max(initial=-1)) + 1 - len(self._request_of)
+    if missing > 0:
+      size = max(missing, len(self._request_of))
+      self._request_of = np.append(
+        self._request_of, np.full(size, -1, np.int32)
+      )
+    is_new = self._request_of[codes] < 0
+    new, first = np.unique(codes[is_new], return_index=True)
+    numbers = np.arange(len(new), dtype=np.int32) + self._num_requests
+    self._request_of[new[np.argsort(first)]] = numbers
+    self._num_requests += len(new)
+    return self._request_of[codes]
+
+  def finish(self) -> dict[str, np.ndarray]:
+    """All columns, mapped; their files need not stay."""
+    return {n: self._files.map(file) for n, file in self._name_of.items()}
 
 
 def clean_events(
   raw: RawEvents,
   *,
+  folder: Path | None = None,
   counts: Mapping[str, int],
   sources: tuple[Mapping[str, object], ...],
   notes: tuple[str, ...],
@@ -234,158 +379,167 @@ def clean_events(
   first source row stays.
 
   Args:
-    raw: events in source order; it is used up: its arrays become the log's.
+    raw: events in source order.
+    folder: where columns are written, and gone from when this returns; their
+      disk has its room back when the log is let go. None is the system's own
+      for such.
     counts: 'lines' and 'rejected', at least.
     sources: where they came from.
     notes: what the user must see.
 
   Returns:
-    The log; its item_attributes have no columns yet.
+    The log, its columns mapped; its item_attributes have no columns yet.
 
   Raises:
     InputError: there is no event.
   """
-  if not len(raw.timestamp):
+  num_rows = len(raw.timestamp) - len(raw.refused)
+  if not num_rows:
     names = ', '.join(str(source['name']) for source in sources)
     raise InputError(f'{names}: not one event could be read')
-  user, users = raw.user.codes, _sort_values(raw.user)
-  item, items = raw.item.codes, _sort_values(raw.item)
-  order = _canonical_order(user, raw.timestamp)
-
-  def take(column: np.ndarray) -> np.ndarray:
-    """The column in order, in its own place: a second one is much memory."""
-    column[: len(order)] = column[order]
-    return column[: len(order)]
-
-  user, timestamp = take(user), take(raw.timestamp)
-  others = [item]
-  if raw.request is not None:
-    others.append(raw.request.codes)
-  if raw.position is not None:
-    others.append(raw.position)
-  kept = _first_of_repeats(user, timestamp, order, others)
-  num_repeated = len(kept) - int(np.sum(kept))
-  if num_repeated:
-    order, user, timestamp = order[kept], user[kept], timestamp[kept]
-  del kept
-  take_given = lambda column: None if column is None else take(column)
-  request = None
-  if raw.request is not None:
-    request = _by_appearance(take(raw.request.codes))
-  context = {}
-  for name, column in raw.context.items():
-    values = _sort_values(column)
-    context[name] = ContextColumn(take(column.codes), values)
-  return EventLog(
-    user,
-    take(item),
-    timestamp,
-    users.rename('user'),
-    items.rename('item'),
+  values, rank = {}, {}
+  for name, column in raw.coded().items():
+    used = np.zeros(len(column.values) + 1, bool)
+    for take in raw.blocks():
+      used[take(column.codes)] = True
+      release(column.codes)
+    values[name], rank[name] = _sort_values(column.values, used)
+  with tempfile.TemporaryDirectory(dir=folder) as made:
+    blocks = _SortedBlocks(raw, rank, Path(made))
+    writer = _LogColumns(Path(made))
+    for block in blocks.by_users():
+      writer.append(_clean_block(block))
+    columns = writer.finish()
+  num_events = len(columns['user'])
+  log = EventLog(
+    columns['user'],
+    columns['item'],
+    columns['timestamp'],
+    values['user'].rename('user'),
+    values['item'].rename('item'),
     pl.DataFrame(),
-    take_given(raw.rating),
-    take_given(raw.label),
-    request,
-    take_given(raw.position),
-    context,
-    {
-      **counts,
-      'events': len(order),
-      'users': len(users),
-      'items': len(items),
-      'duplicates': num_repeated,
+    context={
+      name: ContextColumn(columns[CONTEXT + name], values[CONTEXT + name])
+      for name in raw.context
     },
-    sources,
-    notes,
+    counts={
+      **counts,
+      'events': num_events,
+      'users': len(values['user']),
+      'items': len(values['item']),
+      'duplicates': num_rows - num_events,
+    },
+    sources=sources,
+    notes=notes,
   )
+  return log.with_columns(columns)
 
 
-def k_core(log: EventLog, k: int) -> EventLog:
+def _k_core_rows(log: EventLog, k: int) -> np.ndarray:
+  """bool [N], the events of the largest part where each user and item has k."""
+  num_events, num_users = len(log.user), len(log.users)
+  kept = np.ones(num_events, bool)
+  dropped = True
+  while dropped:
+    of_user = np.zeros(num_users, np.int64)
+    of_item = np.zeros(len(log.items), np.int64)
+    for rows in row_blocks(num_events):
+      at = kept[rows]
+      of_user += np.bincount(log.user[rows][at], minlength=num_users)
+      of_item += np.bincount(log.item[rows][at], minlength=len(log.items))
+    few_user, few_item = of_user < k, of_item < k
+    dropped = False
+    for rows in row_blocks(num_events):
+      few = few_user[log.user[rows]] | few_item[log.item[rows]]
+      dropped |= bool((kept[rows] & few).any())
+      kept[rows] &= ~few
+      release(log.user, log.item)
+  return kept
+
+
+def k_core(log: EventLog, k: int, folder: Path | None = None) -> EventLog:
   """The largest part of a log where every user and item has k events.
 
-  Counts what it drops as `k_core_dropped`.
+  Counts what it drops as `k_core_dropped`; `folder` is that of `clean_events`.
 
   Raises:
     InputError: nothing is left.
   """
-  kept = np.ones(len(log.user), bool)
-  while True:
-    few_user = np.bincount(log.user[kept], minlength=len(log.users)) < k
-    few_item = np.bincount(log.item[kept], minlength=len(log.items)) < k
-    drop = kept & (few_user[log.user] | few_item[log.item])
-    if not drop.any():
-      break
-    kept &= ~drop
+  num_events, kept = len(log.user), _k_core_rows(log, k)
   if not kept.any():
     raise InputError(f'no user and item have {k} events: lower --k_core')
-
-  def left(
-    codes: np.ndarray, values: pl.Series
-  ) -> tuple[np.ndarray, pl.Series]:
-    column = RawColumn(codes[kept], values)
-    values = _sort_values(column)
-    return column.codes, values
-
-  take = lambda column: None if column is None else column[kept]
-  user, users = left(log.user, log.users)
-  item, items = left(log.item, log.items)
-  has_item = np.bincount(log.item[kept], minlength=len(log.items)) > 0
+  columns = log.columns()
+  values = {'user': log.users, 'item': log.items}
+  values |= {CONTEXT + name: c.values for name, c in log.context.items()}
   attributes = log.item_attributes
-  if attributes.width:
-    attributes = attributes.filter(pl.Series(has_item))
-  request = take(log.request)
-  if request is not None:
-    request = _by_appearance(request)
-  context = {
-    name: ContextColumn(*left(column.codes, column.values))
-    for name, column in log.context.items()
-  }
+  rank = {}
+  for name in values:
+    used = np.zeros(len(values[name]) + 1, bool)
+    for rows in row_blocks(num_events):
+      used[columns[name][rows][kept[rows]]] = True
+      release(columns[name])
+    values[name], rank[name] = _sort_values(values[name], used)
+    if name == 'item' and attributes.width:
+      attributes = attributes.filter(pl.Series(used[:-1]))
+  with tempfile.TemporaryDirectory(dir=folder) as made:
+    writer = _LogColumns(Path(made))
+    for rows in row_blocks(num_events):
+      block = {
+        name: column[rows][kept[rows]] for name, column in columns.items()
+      }
+      writer.append(
+        {n: rank[n][rows] if n in rank else rows for n, rows in block.items()}
+      )
+      release(*columns.values())
+    columns = writer.finish()
+  num_kept = len(columns['user'])
   return dataclasses.replace(
     log,
-    user=user,
-    item=item,
-    timestamp=log.timestamp[kept],
-    users=users,
-    items=items,
+    users=values['user'],
+    items=values['item'],
     item_attributes=attributes,
-    rating=take(log.rating),
-    label=take(log.label),
-    request=request,
-    position=take(log.position),
-    context=context,
+    context={
+      name: ContextColumn(column.codes, values[CONTEXT + name])
+      for name, column in log.context.items()
+    },
     counts={
       **log.counts,
-      'events': int(kept.sum()),
-      'users': len(users),
-      'items': len(items),
-      'k_core_dropped': int(np.sum(~kept)),
+      'events': num_kept,
+      'users': len(values['user']),
+      'items': len(values['item']),
+      'k_core_dropped': num_events - num_kept,
     },
+  ).with_columns(columns)
+
+
+def count_units(timestamp: np.ndarray) -> np.ndarray:
+  """int64 [3], how many timestamps look like each of UNITS."""
+  num_micro = np.count_nonzero(timestamp >= MICROSECONDS_FROM)
+  num_milli = np.count_nonzero(timestamp >= MILLISECONDS_FROM) - num_micro
+  return np.array(
+    [len(timestamp) - num_micro - num_milli, num_milli, num_micro]
   )
 
 
-def to_seconds(timestamp: np.ndarray) -> tuple[np.ndarray, str, np.ndarray]:
+def to_seconds(
+  timestamp: np.ndarray, unit: int
+) -> tuple[np.ndarray, np.ndarray]:
   """Timestamps of one file as seconds.
 
-  The unit is that of most values: from 1e14 up microseconds, from 1e11 up
-  milliseconds, else seconds (or any order that the log defines).
+  From 1e14 up they look like microseconds, from 1e11 up like milliseconds, else
+  like seconds (or any order that the log defines).
+
+  Args:
+    timestamp: int64 [N].
+    unit: index in UNITS of that which most of the file looks like.
 
   Returns:
-    int64 [N] seconds; the unit; bool [N], True where a value is of another
-    magnitude than most and so cannot be trusted.
+    int64 [N] seconds; and bool [N], True where a value is of another magnitude
+    than most and so cannot be trusted.
   """
-  is_micro = timestamp >= MICROSECONDS_FROM
-  is_milli = (timestamp >= MILLISECONDS_FROM) & ~is_micro
-  units = [~(is_micro | is_milli), is_milli, is_micro]
-  common = int(np.argmax([np.count_nonzero(is_unit) for is_unit in units]))
-  name = ('seconds', 'milliseconds', 'microseconds')[common]
-  seconds = timestamp // 1000**common if common else timestamp
-  return seconds, name, ~units[common]
-
-
-def kept_rows(column: array.array, odd: np.ndarray) -> np.ndarray:
-  """A column that was read, without odd rows; of all rows it is a view."""
-  rows = np.frombuffer(column, column.typecode)
-  return rows[~odd] if odd.any() else rows
+  looks = (timestamp >= MILLISECONDS_FROM).astype(np.int8)
+  looks += timestamp >= MICROSECONDS_FROM
+  return timestamp // 1000**unit if unit else timestamp, looks != unit
 
 
 class Reader(Protocol):
@@ -490,6 +644,10 @@ class Codes:
     # One call of C for all: this is done for each event of a source.
     numbers = map(self._number.__getitem__, values)
     return np.fromiter(numbers, np.int32, len(values))
+
+  @property
+  def num_values(self) -> int:
+    return len(self._number)
 
   def get(self, value: str) -> int | None:
     """The number of a string that has one."""

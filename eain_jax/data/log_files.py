@@ -4,11 +4,11 @@ Text files are read line by line, so that each line that cannot be used is
 rejected with its number and reason. Parquet is read in `parquet_log.py`.
 """
 
-import array
 import collections
 import csv
 import dataclasses
 import json
+import tempfile
 from collections.abc import (
   Callable,
   Collection,
@@ -21,21 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import polars as pl
 
 from eain_jax.data.events import (
   Codes,
   EventLog,
   LineNumbers,
-  RawColumn,
   RawEvents,
   Reader,
   check_rejected,
   clean_events,
-  kept_rows,
   rejected_table,
-  to_seconds,
 )
 from eain_jax.data.lines import LineReader, ReadOptions, first_lines
 from eain_jax.data.log_values import (
@@ -52,7 +48,6 @@ from eain_jax.data.log_values import (
   parse_position,
   parse_rating,
   parse_timestamp,
-  raw_events,
   require_columns,
   time_note,
 )
@@ -62,6 +57,7 @@ from eain_jax.data.parquet_log import (
   parquet_files,
   read_parquet,
 )
+from eain_jax.data.spool import RowBuffer, Spool
 from eain_jax.errors import InputError
 
 # Further than this no quoted field reaches, but a stray quote would: each one
@@ -78,17 +74,16 @@ class _Column:
   def __init__(self, name: str):
     self.name = name
     self.codes = None
-    kinds: dict[str, tuple[str, Callable]] = {
-      'timestamp': ('q', parse_timestamp),
-      'rating': ('f', parse_rating),
-      'label': ('b', parse_label),
-      'position': ('i', parse_position),
+    numbers: dict[str, Callable] = {
+      'timestamp': parse_timestamp,
+      'rating': parse_rating,
+      'label': parse_label,
+      'position': parse_position,
     }
     self._is_context = name not in REQUIRED + OPTIONAL
-    other = ('i', parse_category if self._is_context else parse_identifier)
-    typecode, self._parse = kinds.get(name, other)
-    self.values = array.array(typecode)
-    if name not in kinds:
+    text = parse_category if self._is_context else parse_identifier
+    self._parse = numbers.get(name, text)
+    if name not in numbers:
       self.codes = Codes()
 
   def parse(self, value: Any) -> Any:
@@ -289,12 +284,14 @@ def _text_rows(
 
 
 def _read_text(
-  path: str, columns: Mapping[str, str], options: ReadOptions
+  path: str, columns: Mapping[str, str], options: ReadOptions, folder: Path
 ) -> tuple[RawEvents, list[Reader], list[dict[str, Any]], list[str]]:
   """The events of a text file."""
   format_name = _text_format(path, options)
   reader = LineReader(path, options)
   made = [_Column(name) for name in columns]
+  spool = Spool(folder)
+  kept = RowBuffer(spool, {column.name: column.codes for column in made})
   lines = LineNumbers()
   num_rows, missing = 0, collections.Counter()
   for number, row, text in _text_rows(
@@ -309,35 +306,25 @@ def _read_text(
       missing[made[len(values)].name] += isinstance(error, Missing)
       reader.reject(number, str(error), text)
       continue
-    for column, value in zip(made, values, strict=True):
-      column.values.append(value)
+    for column, value in zip(kept.columns.values(), values, strict=True):
+      column.append(value)
     lines.add(number)
+    kept.make_room()
+  kept.flush()
   check_rows(path, reader.lines, columns.values())
   # What a row lacks is told of its first column alone; a context column may
   # lack it.
   empty = {name for name, count in missing.items() if count == num_rows}
-  if made[0].values:
-    empty |= {
-      column.name
-      for column in made
-      if column.codes and np.frombuffer(column.values, np.int32).max() < 0
-    }
+  if spool.num_rows:
+    empty |= {column.name for column in made if column.codes} - kept.filled
   check_filled(path, columns, columns.keys() - empty)
-  [times] = [column.values for column in made if column.name == 'timestamp']
-  seconds, unit, odd = to_seconds(np.frombuffer(times, np.int64))
-  for row in np.flatnonzero(odd):
-    reader.reject(lines.of(int(row)), odd_time(unit), '')
+  unit, rows, _ = spool.end_file()
+  spool.refuse(rows)
+  for row in rows.tolist():
+    reader.reject(lines.of(row), odd_time(unit), '')
   check_rejected(reader)
-  codes, numbers = {}, {}
-  for column in made:
-    values = kept_rows(column.values, odd)
-    if column.codes:
-      codes[column.name] = RawColumn(values, column.codes.pop_values())
-    else:
-      numbers[column.name] = values
-  numbers['timestamp'] = seconds[~odd] if odd.any() else seconds
   return (
-    raw_events(codes, numbers, columns),
+    kept.finish(),
     [reader],
     [reader.source(format_name)],
     [*time_note(reader.path.name, unit), *reader.notes()],
@@ -490,6 +477,7 @@ def read_log(
   items: str | Path | None = None,
   item_key: str | None = None,
   item_attributes: Sequence[str] = (),
+  folder: Path | None = None,
 ) -> tuple[EventLog, pl.DataFrame]:
   """Reads a log of named columns.
 
@@ -502,6 +490,7 @@ def read_log(
     items: a table of item attributes, in any of these formats.
     item_key: its column of item ids.
     item_attributes: its columns to take; a list is multi-valued.
+    folder: where events are kept while they are read; see `clean_events`.
 
   Returns:
     The events, and the rejected lines.
@@ -516,20 +505,27 @@ def read_log(
       'user=user_id,item=item_id,timestamp=time'
     )
   files = parquet_files(str(path), options)
-  if files:
-    raw, readers, sources, notes = read_parquet(str(path), files, columns)
-  else:
-    raw, readers, sources, notes = _read_text(str(path), columns, options)
-  log = clean_events(
-    raw,
-    counts={
-      'lines': sum(reader.lines for reader in readers),
-      'blank': sum(reader.blank for reader in readers),
-      'rejected': sum(len(reader.rejected) for reader in readers),
-    },
-    sources=tuple(sources),
-    notes=tuple(notes),
-  )
+  with tempfile.TemporaryDirectory(dir=folder) as made:
+    if files:
+      raw, readers, sources, notes = read_parquet(
+        str(path), files, columns, Path(made)
+      )
+    else:
+      raw, readers, sources, notes = _read_text(
+        str(path), columns, options, Path(made)
+      )
+    log = clean_events(
+      raw,
+      folder=folder,
+      counts={
+        'lines': sum(reader.lines for reader in readers),
+        'blank': sum(reader.blank for reader in readers),
+        'rejected': sum(len(reader.rejected) for reader in readers),
+      },
+      sources=tuple(sources),
+      notes=tuple(notes),
+    )
+    del raw
   if items is not None:
     assert item_key is not None
     table, counts, more, more_sources, more_notes = _read_items(

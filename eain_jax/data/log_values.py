@@ -6,9 +6,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from eain_jax.data.events import MAX_ID_LENGTH, RawColumn, RawEvents
+from eain_jax.data.events import MAX_ID_LENGTH
 from eain_jax.errors import InputError
 
 REQUIRED = ('user', 'item', 'timestamp')
@@ -165,21 +163,3 @@ def time_note(name: str, unit: str) -> list[str]:
 
 def odd_time(unit: str) -> str:
   return f'the time is not in {unit} as most of the file is'
-
-
-def raw_events(
-  codes: Mapping[str, RawColumn],
-  numbers: Mapping[str, np.ndarray],
-  columns: Mapping[str, str],
-) -> RawEvents:
-  context = [name for name in columns if name not in REQUIRED + OPTIONAL]
-  return RawEvents(
-    codes['user'],
-    codes['item'],
-    numbers['timestamp'],
-    numbers.get('rating'),
-    numbers.get('label'),
-    codes.get('request'),
-    numbers.get('position'),
-    {name: codes[name] for name in context},
-  )

@@ -23,14 +23,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from eain_jax.data.columns import row_blocks
 from eain_jax.data.events import (
   MAX_ID_LENGTH,
-  RawColumn,
   RawEvents,
   Reader,
   check_rejected,
-  to_seconds,
 )
 from eain_jax.data.lines import (
   JUDGED_BYTES,
@@ -49,16 +46,14 @@ from eain_jax.data.log_values import (
   check_rows,
   odd_time,
   parse_timestamp,
-  raw_events,
   require_columns,
   time_note,
 )
 from eain_jax.data.parquet_process import Unreadable, read_rows, read_schema
+from eain_jax.data.spool import DTYPES, NO_TIME, Spool
 from eain_jax.errors import InputError
 
 ROWS_AT_ONCE = 1 << 20
-# Distinct values of slices are merged when so many have gathered.
-MIN_MERGED = 1 << 20
 # Numbers in a range so wide are always looked up in a table of the range.
 MIN_TABLE = 1 << 16
 # What Hive calls the folder of rows without a value.
@@ -67,8 +62,6 @@ MAGIC = b'PAR1'
 # Of user, item and time.
 EVENT_BYTES = 16
 NUMBERS = ('rating', 'label', 'position')
-# No time; beyond MAX_TIME.
-NO_TIME = np.iinfo(np.int64).min
 # No reason to refuse a row.
 NO_REASON = 255
 
@@ -517,50 +510,6 @@ def _integer_codes(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
   return codes, numbers
 
 
-class _GrowingCodes:
-  """Codes of a column whose slices come one after the other.
-
-  Each slice brings its own distinct values. When four times as many gathered as
-  the last merge left, they are merged, so they never take more than a few times
-  what the distinct values of the whole take.
-  """
-
-  def __init__(self, num_rows: int):
-    self.codes = np.empty(num_rows, np.int32)
-    self._num_rows = 0
-    self._values: list[pl.Series] = []
-    self._num_values = 0
-    self._most = MIN_MERGED
-
-  def append(self, codes: np.ndarray, values: pl.Series) -> None:
-    rows = self.codes[self._num_rows : self._num_rows + len(codes)]
-    np.add(codes, self._num_values, out=rows)
-    rows[codes < 0] = -1
-    self._num_rows += len(codes)
-    self._values.append(values)
-    self._num_values += len(values)
-    if self._num_values > self._most:
-      self._merge()
-      self._most = max(MIN_MERGED, 4 * self._num_values)
-
-  def _merge(self) -> None:
-    if len(self._values) < 2:
-      return
-    if len({values.dtype for values in self._values}) > 1:
-      self._values = [values.cast(pl.String) for values in self._values]
-    code, values = _distinct(pl.concat(self._values))
-    # The last place is that of -1.
-    code = np.append(code, np.int32(-1))
-    for rows in row_blocks(self._num_rows):
-      self.codes[rows] = code[self.codes[rows]]
-    self._values, self._num_values = [values], len(values)
-
-  def finish(self) -> RawColumn:
-    """The codes of all rows; there must be a slice."""
-    self._merge()
-    return RawColumn(self.codes, self._values[0].cast(pl.String))
-
-
 def _numbers(
   path: Path, name: str, column: pl.Series
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -580,15 +529,7 @@ def _numbers(
     bad |= (value != 0) & (value != 1)
   elif name == 'position':
     bad |= (value != np.floor(value)) | (value < 0) | (value > MAX_INT32)
-  return np.where(bad, 0, value).astype(_DTYPES[name]), bad
-
-
-_DTYPES = {
-  'timestamp': np.int64,
-  'rating': np.float32,
-  'label': np.int8,
-  'position': np.int32,
-}
+  return np.where(bad, 0, value).astype(DTYPES[name]), bad
 
 
 def _batches(
@@ -615,7 +556,10 @@ def _batches(
 
 
 def read_parquet(
-  path: str, files: Sequence[ParquetFile], columns: Mapping[str, str]
+  path: str,
+  files: Sequence[ParquetFile],
+  columns: Mapping[str, str],
+  folder: Path,
 ) -> tuple[RawEvents, list[Reader], list[dict[str, Any]], list[str]]:
   """The events of Parquet files.
 
@@ -623,6 +567,7 @@ def read_parquet(
     path: the source, as the user named it.
     files: of `parquet_files`.
     columns: our names to the source's.
+    folder: where events are kept until they are cleaned.
 
   Returns:
     The events; what was read; its sources; and notes.
@@ -636,68 +581,66 @@ def read_parquet(
   check_rows(path, num_rows, columns.values())
   notes = check_columns(files, columns, '--columns', context)
   _check_kinds(path, files, columns)
-  codes = {
-    name: _GrowingCodes(num_rows) for name in columns if name not in _DTYPES
-  }
-  numbers = {
-    name: np.empty(num_rows, _DTYPES[name])
-    for name in columns
-    if name in _DTYPES
-  }
   reasons = _reasons(columns)
   number_of = {name: number for number, name in enumerate(reasons)}
-  reason_of_row = np.full(num_rows, NO_REASON, np.uint8)
-
-  def refuse(rows: np.ndarray, refused: np.ndarray, name: str) -> None:
-    # Of several reasons the one of the first column stands.
-    rows[refused] = np.minimum(rows[refused], number_of[name])
-
-  begin, filled = 0, set()
+  spool, filled = Spool(folder), set()
+  refused_rows, refused_for = [], []
   for file, frame in _batches(files, list(dict.fromkeys(columns.values()))):
-    rows = slice(begin, begin + frame.height)
-    begin += frame.height
-    refused = reason_of_row[rows]
+    made: dict[str, np.ndarray] = {}
+    reason = np.full(frame.height, NO_REASON, np.uint8)
+
+    def refuse(refused: np.ndarray, name: str, reason=reason) -> None:
+      # Of several reasons the one of the first column stands.
+      reason[refused] = np.minimum(reason[refused], number_of[name])
+
+    pieces = {}
     for name, column in columns.items():
       series = frame[column]
       is_filled = series.null_count() < len(series)
-      if name in codes:
-        made, values = _codes(file.path, series)
-        codes[name].append(made, values)
-        is_filled = len(values) > 0
-        if name not in context:
-          refuse(refused, made < 0, name)
-      elif name == 'timestamp':
-        numbers[name][rows] = _times(file.path, series)
-        refuse(refused, numbers[name][rows] == NO_TIME, name)
+      if name == 'timestamp':
+        made[name] = _times(file.path, series)
+        refuse(made[name] == NO_TIME, name)
+      elif name in DTYPES:
+        made[name], bad = _numbers(file.path, name, series)
+        refuse(bad, name)
       else:
-        numbers[name][rows], bad = _numbers(file.path, name, series)
-        refuse(refused, bad, name)
+        made[name], pieces[name] = _codes(file.path, series)
+        is_filled = len(pieces[name]) > 0
+        if name not in context:
+          refuse(made[name] < 0, name)
       if is_filled:
         filled.add(name)
+    rows = np.flatnonzero(reason != NO_REASON)
+    refused_rows.append(rows + spool.num_rows)
+    refused_for.append(reason[rows])
+    spool.append(made)
+    for name, values in pieces.items():
+      spool.end_piece(name, values)
   check_filled(path, columns, filled)
-  unit, odd = _to_seconds(numbers['timestamp'])
-  refuse(reason_of_row, odd, 'unit')
+  unit, odd, _ = spool.end_file()
   texts = [*reasons.values()]
   texts[number_of['unit']] = odd_time(unit)
-  begin = 0
-  for file in files:
-    rows = reason_of_row[begin : begin + file.lines]
-    begin += file.lines
+  rows = np.concatenate([*refused_rows, odd])
+  reason = np.concatenate(
+    [*refused_for, np.full(len(odd), number_of['unit'], np.uint8)]
+  )
+  # A row's first reason comes first.
+  order = np.lexsort((reason, rows))
+  rows, first = np.unique(rows[order], return_index=True)
+  reason = reason[order][first]
+  begins = np.cumsum([0, *(file.lines for file in files)])
+  for file, begin, end in zip(files, begins, begins[1:], strict=False):
+    of_file = slice(*np.searchsorted(rows, [begin, end]))
     file.rejected = [
-      (int(row) + 1, texts[rows[row]], '')
-      for row in np.flatnonzero(rows != NO_REASON)
+      (row - int(begin) + 1, texts[number], '')
+      for row, number in zip(
+        rows[of_file].tolist(), reason[of_file].tolist(), strict=True
+      )
     ]
   check_all_rejected(path, files)
-  finished = {name: column.finish() for name, column in codes.items()}
-  kept = reason_of_row == NO_REASON
-  if not kept.all():
-    finished = {
-      name: RawColumn(column.codes[kept], column.values)
-      for name, column in finished.items()
-    }
-    numbers = {name: column[kept] for name, column in numbers.items()}
+  spool.refuse(rows)
   return (
-    raw_events(finished, numbers, columns),
+    spool.finish(),
     list(files),
     [file.source('parquet') for file in files],
     [*time_note(Path(path).name, unit), *notes],
@@ -711,19 +654,8 @@ def _reasons(columns: Mapping[str, str]) -> dict[str, str]:
     if name == 'timestamp':
       reasons[name] = 'the timestamp is missing or out of range'
       reasons['unit'] = ''
-    elif name in _DTYPES:
+    elif name in DTYPES:
       reasons[name] = f'the {name} is missing or not a valid number'
     elif name in REQUIRED + OPTIONAL:
       reasons[name] = f'the {name} is missing'
   return reasons
-
-
-def _to_seconds(time: np.ndarray) -> tuple[str, np.ndarray]:
-  """Turns times to seconds in place; the unit, and bool, those of another."""
-  there = time != NO_TIME
-  if there.all():
-    time[:], unit, odd = to_seconds(time)
-  else:
-    odd = np.zeros(len(time), bool)
-    time[there], unit, odd[there] = to_seconds(time[there])
-  return unit, odd

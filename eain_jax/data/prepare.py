@@ -13,6 +13,7 @@ from eain_jax.artifacts import refuse_existing
 from eain_jax.config import PrepareConfig
 from eain_jax.data import examples, features
 from eain_jax.data.amazon import read_amazon
+from eain_jax.data.columns import release, row_blocks
 from eain_jax.data.dataset import (
   DatasetWriter,
   dataset_written_whole,
@@ -84,8 +85,13 @@ def _check_source(config: PrepareConfig) -> None:
     raise InputError('--items needs --item_key and --item_attributes')
 
 
-def _read_files(config: PrepareConfig) -> tuple[EventLog, pl.DataFrame]:
-  """The events of files, cleaned, and the lines that were rejected."""
+def _read_files(
+  config: PrepareConfig, folder: Path
+) -> tuple[EventLog, pl.DataFrame]:
+  """The events of files, cleaned, and the lines that were rejected.
+
+  `folder` is where events are kept on the way.
+  """
   options = ReadOptions(
     config.allow_truncated,
     config.max_rejected,
@@ -93,7 +99,9 @@ def _read_files(config: PrepareConfig) -> tuple[EventLog, pl.DataFrame]:
     config.max_inflated_gb,
   )
   if config.reviews:
-    log, rejected = read_amazon(config.reviews, config.metadata, options)
+    log, rejected = read_amazon(
+      config.reviews, config.metadata, options, folder
+    )
   else:
     log, rejected = read_log(
       config.events,
@@ -102,9 +110,10 @@ def _read_files(config: PrepareConfig) -> tuple[EventLog, pl.DataFrame]:
       items=config.items or None,
       item_key=config.item_key or None,
       item_attributes=config.item_attributes,
+      folder=folder,
     )
   if config.k_core:
-    log = k_core(log, config.k_core)
+    log = k_core(log, config.k_core, folder)
   return log, rejected
 
 
@@ -127,12 +136,15 @@ def _write_events(writer: DatasetWriter, source: EventLog | World) -> EventLog:
     for *events, device in source.blocks():
       for name, rows in zip(names, events, strict=True):
         writer.append(name, rows)
-      writer.append('device', device, is_scratch=True)
-    return source.log(*(writer.map(name) for name in (*names, 'device')))
-  for name, column in zip(
-    names, (source.user, source.item, source.timestamp), strict=True
-  ):
-    writer.append(name, column)
+      writer.scratch.append('device', device)
+    user, item, timestamp = map(writer.map, names)
+    return source.log(user, item, timestamp, writer.scratch.map('device'))
+  for rows in row_blocks(len(source.user)):
+    for name, column in zip(
+      names, (source.user, source.item, source.timestamp), strict=True
+    ):
+      writer.append(name, column[rows])
+      release(column)
   user, item, timestamp = map(writer.map, names)
   return dataclasses.replace(source, user=user, item=item, timestamp=timestamp)
 
@@ -320,17 +332,17 @@ def prepare(config: PrepareConfig, output_dir: str | Path) -> dict[str, Any]:
   output_dir = Path(output_dir)
   refuse_existing(output_dir)
   _check_source(config)
-  rejected = NO_REJECTED
+  source, rejected = None, NO_REJECTED
   if config.synthetic:
     source = World(WorldConfig(num_events=config.num_events, seed=config.seed))
     task, split, min_history = _choose_protocol(config, False, False)
     refuse_small_disk(output_dir, _least_bytes(config, source, split))
-  else:
-    source, rejected = _read_files(config)
-    task, split, min_history = _choose_protocol(
-      config, source.label is not None, source.rating is not None
-    )
   with dataset_written_whole(output_dir) as writer:
+    if source is None:
+      source, rejected = _read_files(config, writer.scratch.folder)
+      task, split, min_history = _choose_protocol(
+        config, source.label is not None, source.rating is not None
+      )
     log = _write_events(writer, source)
     true_preference = None
     if isinstance(source, World):

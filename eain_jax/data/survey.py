@@ -35,8 +35,7 @@ def user_blocks(log: EventLog, user_start: np.ndarray) -> Iterator[UserBlock]:
   for first, last in itertools.pairwise(bounds):
     begin, end = user_start[[first, last]].tolist()
     yield UserBlock(slice(first, last), slice(begin, end), log.rows(begin, end))
-    release(log.user, log.item, log.timestamp)
-    release(*(column.codes for column in log.context.values()))
+    release(*log.columns().values())
 
 
 @dataclasses.dataclass(frozen=True)

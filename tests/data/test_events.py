@@ -1,6 +1,7 @@
 """The one table: canonical order, repeats, k-core, time units."""
 
 import collections
+import dataclasses
 import types
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eain_jax.data import columns
+from eain_jax.data import columns, events
 from eain_jax.data.events import (
+  UNITS,
   Codes,
   LineNumbers,
   RawColumn,
@@ -19,6 +21,7 @@ from eain_jax.data.events import (
   _canonical_order,
   check_rejected,
   clean_events,
+  count_units,
   k_core,
   rejected_table,
   to_seconds,
@@ -181,6 +184,30 @@ def test_cleaning_equals_a_loop_over_rows(rows, requests):
 
 
 @settings(deadline=None)
+@given(ROWS, st.data(), st.integers(1, 9))
+def test_refused_rows_are_as_if_they_were_not(rows, data, rows_at_once):
+  refused = data.draw(st.sets(st.integers(0, len(rows) - 1)))
+  raw = raw_events(rows, ratings=True, requests=True, context=True)
+  raw = dataclasses.replace(raw, refused=np.array(sorted(refused), np.int64))
+  others = [row for n, row in enumerate(rows) if n not in refused]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(columns, 'BLOCK_ROWS', rows_at_once)
+    patch.setattr(events, 'BLOCK_ROWS', rows_at_once)
+    if not others:
+      with pytest.raises(InputError, match='not one event could be read'):
+        clean_events(raw, counts=COUNTS, sources=SOURCES, notes=('n',))
+      return
+    log = clean_events(raw, counts=COUNTS, sources=SOURCES, notes=('n',))
+    core = k_core(log, 1)
+  expected = plain_clean(others, True)
+  assert as_rows(log, True) == [(*row[:4], *row[5:]) for row in expected]
+  assert as_rows(core, True) == as_rows(log, True)
+  assert log.users.to_list() == sorted({row[0] for row in expected})
+  assert log.counts['duplicates'] == len(others) - len(expected)
+  assert log.request.tolist() == core.request.tolist()
+
+
+@settings(deadline=None)
 @given(
   st.lists(st.tuples(st.integers(0, 3), st.integers(-3, 3)), min_size=1),
   # The last is beyond what a user and a time have room for in 64 bits.
@@ -250,8 +277,10 @@ def test_k_core_keeps_the_attributes_of_its_items():
   ],
 )
 def test_time_units(times, seconds, unit, odd):
-  found, name, other = to_seconds(np.array(times, np.int64))
-  assert name == unit
+  times = np.array(times, np.int64)
+  common = int(np.argmax(count_units(times)))
+  assert UNITS[common] == unit
+  found, other = to_seconds(times, common)
   # A number stands for the one row that is of another unit.
   expected = [n == odd for n in range(len(times))] if odd == 2 else odd
   assert other.tolist() == [bool(o) for o in expected]
@@ -305,6 +334,7 @@ def test_the_order_does_not_depend_on_blocks(monkeypatch, rows_at_once):
     for row, (user, item, time) in enumerate(rng.integers(0, 4, (200, 3)))
   ]
   monkeypatch.setattr(columns, 'BLOCK_ROWS', rows_at_once)
+  monkeypatch.setattr(events, 'BLOCK_ROWS', rows_at_once)
   log = clean(rows, ratings=True, requests=True)
   seen, expected = set(), []
   # By user and time, rows of the source in their order, the first of repeats.

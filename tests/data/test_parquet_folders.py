@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from eain_jax.data import parquet_log
+from eain_jax.data import parquet_log, spool
 from eain_jax.data.lines import ReadOptions
 from eain_jax.data.log_files import read_log
 from eain_jax.errors import InputError
@@ -446,7 +446,7 @@ def test_slices_give_what_the_whole_gives(
       tmp_path / f'{number}.parquet', row_group_size=30
     )
   monkeypatch.setattr(parquet_log, 'ROWS_AT_ONCE', rows_at_once)
-  monkeypatch.setattr(parquet_log, 'MIN_MERGED', min_merged)
+  monkeypatch.setattr(spool, 'MERGED_AT_ONCE', min_merged)
   log, rejected = read(tmp_path, options=ReadOptions(max_rejected=0.5))
   expected = [
     (as_ids[row], items[row], row) for row in range(300) if not missing[row]
