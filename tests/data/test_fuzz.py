@@ -347,7 +347,10 @@ def metadata_fields(line):
     record = ast.literal_eval(line.decode().strip(' \t\r\n'))
   # Beyond float64 a number may be refused, or skipped.
   assume(not is_infinite(record))
-  if not isinstance(record, dict):
+  # A key of another type is Python's, and no name of a field.
+  if not isinstance(record, dict) or not all(
+    isinstance(k, str) for k in record
+  ):
     raise ValueError
   # A name that is half a surrogate pair may be refused.
   assume('\\ud' not in ascii(list(record)))
