@@ -230,6 +230,8 @@ class DatasetWriter:
       file = folder / 'vocabularies' / f'{name}.csv'
       _write_table(table.write_csv, file, len(table), pl.scan_csv)
     for name, table in (('users', users), ('items', items)):
+      # Bytes follow chunks, which follow how a source was read.
+      table = table.rechunk()
       file = folder / f'{name}.parquet'
       _write_table(table.write_parquet, file, len(table), pl.scan_parquet)
     file = folder / 'rejected.jsonl'

@@ -17,6 +17,10 @@ import polars as pl
 import pytest
 
 from eain_jax.config import PrepareConfig
+from eain_jax.data import columns as data_columns
+from eain_jax.data import events as data_events
+from eain_jax.data import lines as data_lines
+from eain_jax.data import parquet_log, spool, survey
 from eain_jax.data.amazon import read_amazon
 from eain_jax.data.lines import ReadOptions
 from eain_jax.data.log_files import read_log
@@ -154,6 +158,35 @@ def test_reviews_in_any_order_and_number_of_files_are_one_dataset(tmp_path):
     items = rng.sample(metadata, len(metadata))
     found = amazon_dataset(tmp_path, name, parts, items, pack)
     assert found == expected, name
+
+
+@pytest.mark.parametrize('kind', ['csv', 'json', 'parquet', 'amazon'])
+def test_how_much_is_kept_in_memory_changes_no_byte(
+  tmp_path, monkeypatch, kind
+):
+  rows = make_rows()
+
+  def make(name):
+    if kind == 'amazon':
+      metadata = [repr({'asin': 'i37', 'brand': 'b'}).encode()]
+      return amazon_dataset(tmp_path, name, [review_files(rows)], metadata)
+    return own_dataset(tmp_path, name, rows, kind)
+
+  expected = make('expected')
+  for module, name, value in (
+    (spool, 'BUFFERED_ROWS', 20),
+    (spool, 'MAX_LOOKED_UP', 3),
+    (spool, 'MERGED_AT_ONCE', 64),
+    (spool, 'SAMPLED', 4),
+    (spool, 'BATCH_ROWS', 5),
+    (parquet_log, 'ROWS_AT_ONCE', 31),
+    (data_lines, 'BLOCK_BYTES', 1 << 12),
+    (data_columns, 'BLOCK_ROWS', 50),
+    (data_events, 'BLOCK_ROWS', 50),
+    (survey, 'BLOCK_ROWS', 50),
+  ):
+    monkeypatch.setattr(module, name, value)
+  assert make('pieces') == expected
 
 
 @pytest.mark.parametrize('kind', ['json', 'parquet'])
