@@ -240,8 +240,8 @@ class DownloadConfig(Settings):
   metadata: bool = setting(True, "Fetch the items' metadata too.")
   mirror: str = setting(
     '',
-    'Address that takes the place of the official one, up to the folders that '
-    'the release has itself: see --list.',
+    'Address of a copy, in place of what stands in --list before the folders '
+    'categoryFiles, categoryFilesSmall, metaFiles2, benchmark and raw.',
   )
   refresh: bool = setting(
     False, 'Take what the server has now where it differs from what is here.'

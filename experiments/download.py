@@ -89,13 +89,12 @@ def main() -> None:
   for name, entry in kept.items():
     print(f'{folder / name}: {entry.bytes:,} bytes, sha256 {entry.sha256}')
   for protocol, what in (
-    (
-      'last_out',
-      "\nthis library's protocol, with a validation set of its own:",
-    ),
-    ('published', '\nas DIN and BARS do, for comparing with their numbers:'),
+    ('last_out', "# This library's protocol, with a validation set:"),
+    ('published', '# As DIN and BARS do, to compare with their numbers only:'),
   ):
-    print(what, *commands(folder, files, config.reviews, protocol), sep='\n')
+    print(
+      '', what, *commands(folder, files, config.reviews, protocol), sep='\n'
+    )
 
 
 if __name__ == '__main__':

@@ -205,11 +205,11 @@ def _check_mirror(mirror: str) -> None:
 
 
 def _similar(name: str) -> list[str]:
-  """Names that may be meant: of that category first, then of that look."""
-  words = name.lower().rsplit('_', 1)[0]
-  near = [known for known in DATASETS if words and words in known]
-  near += difflib.get_close_matches(name.lower(), DATASETS, 6, 0.6)
-  return list(dict.fromkeys(near))[:6]
+  """Names that may be meant: of that category, its year first, or alike."""
+  category, _, year = name.lower().rpartition('_')
+  near = [known for known in DATASETS if category and category in known]
+  near.sort(key=lambda known: not known.endswith(year))
+  return (near or difflib.get_close_matches(name.lower(), DATASETS))[:6]
 
 
 def dataset_files(

@@ -18,7 +18,7 @@ from eain_jax.artifacts import check_files, take_place, write_json
 from eain_jax.config import DownloadConfig
 from eain_jax.data import transfer
 from eain_jax.data.catalogue import RemoteFile
-from eain_jax.data.lines import hash_file
+from eain_jax.data.lines import check_file, hash_file
 from eain_jax.data.transfer import Answer, Show
 from eain_jax.errors import InputError
 from eain_jax.locking import locked_folder
@@ -107,6 +107,7 @@ def _adopt(
   Raises:
     InputError: it is not the server's, or not whole.
   """
+  check_file(path)
   answer = _ask(file, config, show)
   if difference := answer.difference(Answer(path.stat().st_size)):
     raise InputError(

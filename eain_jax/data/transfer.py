@@ -318,9 +318,10 @@ def _kept(part: Path, url: str) -> Answer | None:
   return answer
 
 
-def _check_room(part: Path, file: RemoteFile, needed: int) -> None:
+def _check_room(part: Path, file: RemoteFile, total: int | None) -> None:
   with writing(part):
     free = shutil.disk_usage(part.parent).free
+  needed = (total or 0) - _size(part)
   if needed > free:
     raise InputError(
       f'{file.name} needs {decimal(needed)} more, and {part.parent} has '
@@ -395,6 +396,7 @@ def _begun(
     if kept:
       why = answer.difference(kept) or 'the server cannot go on within a file'
     show.note(f'{file.name} begins anew: {why}')
+  _check_room(part, file, answer.num_bytes)
   discard(part)
   write_json(_record_of(part), {'url': file.url, **dataclasses.asdict(answer)})
   return answer
@@ -416,6 +418,7 @@ def _attempt(file: RemoteFile, part: Path, timeout: int, show: Show) -> Answer:
     head = b''
     if kept and asked and response.status == http.HTTPStatus.PARTIAL_CONTENT:
       answer = _continued(response, start, kept)
+      _check_room(part, file, answer.num_bytes)
     else:
       start = 0
       # Read before anything is given up: a page of a hotel's network may come
@@ -424,7 +427,6 @@ def _attempt(file: RemoteFile, part: Path, timeout: int, show: Show) -> Answer:
         head += more
       answer = _begun(response, head, file, part, show)
     done, total = start, answer.num_bytes
-    _check_room(part, file, (total or start) - start)
     show.progress(file.name, done, total)
     with writing(part), part.open('ab') as to:
       while chunk := head or _read(response, timeout):
@@ -478,7 +480,7 @@ def fetch(
       pause = error.wait
       if pause is None:
         pause = min(2.0 ** (failures - 1), _LONGEST_PAUSE)
-      show.note(f'{file.name}: {error}; going on in {pause:.0f} s')
+      show.note(f'{file.name}: {error}; again in {pause:.0f} s')
     time.sleep(pause)
 
 
