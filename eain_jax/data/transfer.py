@@ -47,11 +47,10 @@ _LONGEST_PAUSE = 60.0
 _GZIP_MAGIC = b'\x1f\x8b'
 # Busy, or broken for a moment: RFC 9110 and 6585.
 _PASSING_CODES = (408, 425, 429, 500, 502, 503, 504)
-_NO_NETWORK = {
+_ERRNO_WORDS = {
   errno.ECONNREFUSED: 'nobody answers there (connection refused)',
   errno.ENETUNREACH: 'there is no route to the network',
   errno.EHOSTUNREACH: 'there is no route to it',
-  errno.ECONNRESET: 'the connection was cut',
   errno.EPIPE: 'the connection was cut',
 }
 
@@ -210,17 +209,16 @@ def _refusal(error: urllib.error.HTTPError, file: RemoteFile) -> Exception:
   )
 
 
-def _reason(error: BaseException, timeout: int) -> str:
+def _reason(error: BaseException | str, timeout: int) -> str:
   """A failure of the network in plain words."""
   if isinstance(error, TimeoutError):
     return f'the server was silent for {timeout} seconds'
   if isinstance(error, socket.gaierror):
     return 'its host name is not known here (no network?)'
-  if isinstance(error, OSError) and error.errno in _NO_NETWORK:
-    return _NO_NETWORK[error.errno]
-  if isinstance(error, http.client.RemoteDisconnected):
-    return 'the connection was cut'
-  if isinstance(error, http.client.IncompleteRead):
+  if isinstance(error, OSError) and error.errno in _ERRNO_WORDS:
+    return _ERRNO_WORDS[error.errno]
+  # That an answer ends before it begins is a reset too, without a number.
+  if isinstance(error, (ConnectionResetError, http.client.IncompleteRead)):
     return 'the connection was cut'
   return f'the connection failed ({str(error) or type(error).__name__!r})'
 
@@ -245,18 +243,18 @@ def _opened(
   except urllib.error.HTTPError as error:
     error.close()
     raise _refusal(error, file) from error
-  except (OSError, http.client.HTTPException) as error:
-    cause = getattr(error, 'reason', error)
+  # ValueError: of a redirect to a host that cannot be.
+  except (OSError, http.client.HTTPException, ValueError) as error:
+    cause = error
+    if isinstance(error, urllib.error.URLError):
+      cause = error.reason
     if isinstance(cause, ssl.SSLCertVerificationError):
       raise InputError(
         f'{file.url}: its certificate is not trusted '
         f'({cause.verify_message}): is your clock right, does your network '
         'rewrite connections'
       ) from error
-    is_known = isinstance(cause, BaseException)
-    raise _PassingError(
-      _reason(cause if is_known else error, timeout)
-    ) from error
+    raise _PassingError(_reason(cause, timeout)) from error
   with response:
     yield response
 

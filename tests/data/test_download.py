@@ -56,6 +56,7 @@ def server():
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch):
   """The seconds that were waited for, without waiting."""
+  monkeypatch.setenv('no_proxy', '*')
   waited = []
   monkeypatch.setattr(transfer.time, 'sleep', waited.append)
   return waited
@@ -316,6 +317,34 @@ def test_a_half_without_its_record_begins_anew(server, get, text):
   assert 'nothing vouches for the half' in shown.notes[0]
 
 
+def test_a_half_of_elsewhere_begins_anew(server, get):
+  server.script = [serving(cut=100_000)]
+  refused(get, attempts=1)
+  with FileServer() as mirror:
+    # Its tag is the same, as that of any first version may be.
+    mirror.files[f'/{NAME}'] = OTHER
+    get(url=mirror.url)
+    assert mirror.gets == [(f'/{NAME}', None)]
+  assert_finished(get, OTHER)
+
+
+def test_a_half_that_is_more_than_the_whole_begins_anew(server, get):
+  server.script = [serving(cut=100_000)]
+  refused(get, attempts=1)
+  get.part.write_bytes(CONTENT + b'x')
+  server.requests.clear()
+  get()
+  assert_finished(get)
+  assert server.gets == [(f'/{NAME}', None)]
+
+
+@pytest.mark.parametrize('cut', [0, 1, 40])
+def test_a_cut_at_once_is_no_page(server, get, cut):
+  server.script = [serving(cut=cut)]
+  get()
+  assert_finished(get)
+
+
 def test_a_size_that_is_never_reached(server, get):
   server.script = [serving(length=len(CONTENT) + 5)] * 9
   text = refused(get)
@@ -402,6 +431,14 @@ def test_a_redirect_out_of_the_web_is_refused(server, get, target):
   server.script = [answering(302, Location=target)]
   text = refused(get)
   assert f'redirects to {target!r}, which is not followed' in text
+
+
+@pytest.mark.parametrize(
+  'target', ['http://a..b/', 'http://[x', 'http://127.0.0.1:port/']
+)
+def test_a_redirect_to_a_place_that_cannot_be(server, get, target):
+  server.script = [answering(302, Location=target)] * 3
+  assert 'the connection failed (' in refused(get)
 
 
 def test_a_redirect_out_of_encryption_is_refused():
@@ -620,7 +657,7 @@ def test_other_content_than_at_first_is_not_taken_unawares(server, get):
 def test_a_mirror_is_compared_by_what_is_in_the_file(server, get):
   get()
   with FileServer() as mirror:
-    mirror.files[f'/{NAME}'], mirror.etag = CONTENT, '"of the mirror"'
+    mirror.files[f'/{NAME}'], mirror.etag = CONTENT, '"mirror"'
     shown = get(url=mirror.url)
     assert not any('changed' in note for note in shown.notes[1:])
     get.path.unlink()
