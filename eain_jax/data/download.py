@@ -1,9 +1,8 @@
 """A dataset's files on this disk, as they came the first time.
 
-Nobody publishes checksums of these files. So the sha256 of what came first is
-kept, in `download.json`: what lies here is compared with it, and what comes
-later too. A file that changed, here or there, is named and not replaced
-unawares.
+These files come without checksums. So the sha256 of what came first is kept, in
+`download.json`: what lies here is compared with it, and what comes later too. A
+file that changed, here or there, is named and not replaced unawares.
 """
 
 import dataclasses
