@@ -206,7 +206,8 @@ def _check_mirror(mirror: str) -> None:
 
 def _similar(name: str) -> list[str]:
   """Names that may be meant: of that category, its year first, or alike."""
-  category, _, year = name.lower().rpartition('_')
+  category = name.lower().rstrip('0123456789').rstrip('_')
+  year = name.lower().removeprefix(category)
   near = [known for known in DATASETS if category and category in known]
   near.sort(key=lambda known: not known.endswith(year))
   return (near or difflib.get_close_matches(name.lower(), DATASETS))[:6]

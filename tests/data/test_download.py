@@ -179,6 +179,10 @@ def test_a_mirror_that_is_no_address(mirror):
 def test_an_unknown_dataset_names_its_neighbours():
   with pytest.raises(InputError, match='all_beauty_2018, luxury_beauty_2018'):
     dataset_files('beauty_2018')
+  with pytest.raises(
+    InputError, match=r'\(perhaps books_2014, books_2018, books_2023\)'
+  ):
+    dataset_files('Books')
   with pytest.raises(InputError, match=r'perhaps electronics_2014'):
     dataset_files('Electronic_2014')
   with pytest.raises(InputError, match='dataset=zzz is unknown: --list'):
