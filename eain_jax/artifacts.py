@@ -42,6 +42,19 @@ class _CannotWrite(InputError):
     self.error = error
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+  """Says of a failed write to `path` in the block what failed, and why.
+
+  Raises:
+    InputError: in place of the block's OSError.
+  """
+  try:
+    yield
+  except OSError as error:
+    raise _CannotWrite(path, error) from error
+
+
 def _sync(path: Path) -> None:
   """Flushes a file, or the names in a folder, to the disk."""
   handle = os.open(path, os.O_RDONLY)
@@ -111,6 +124,17 @@ def _rename(beside: Path, path: Path) -> None:
       f'{path} was made by another process meanwhile: what it wrote stays'
     ) from error
   _sync(path.parent)
+
+
+def take_place(beside: Path, path: Path) -> None:
+  """Flushes a file that lies beside `path`, and gives it that name.
+
+  Raises:
+    InputError: it cannot; what was at `path` is still there.
+  """
+  with writing(path):
+    _sync(beside)
+    _rename(beside, path)
 
 
 def _move_files(beside: Path, path: Path) -> None:

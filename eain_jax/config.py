@@ -228,6 +228,36 @@ class PrepareConfig(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
+class DownloadConfig(Settings):
+  """What is fetched of Amazon's published data, and how patiently."""
+
+  reviews: str = setting(
+    '5core',
+    '5core: of users and items with at least five events, what papers use. '
+    'all: every review. ratings: every rating, without texts.',
+    choices=('5core', 'all', 'ratings'),
+  )
+  metadata: bool = setting(True, "Fetch the items' metadata too.")
+  mirror: str = setting(
+    '',
+    'Address of a copy, in place of what stands in --list before the folders '
+    'categoryFiles, categoryFilesSmall, metaFiles2, benchmark and raw.',
+  )
+  refresh: bool = setting(
+    False, 'Take what the server has now where it differs from what is here.'
+  )
+  timeout: int = setting(
+    60, 'Seconds that a server may be silent.', at_least=1, at_most=86_400
+  )
+  attempts: int = setting(
+    5,
+    'Failures in a row after which it gives up; it waits for 1, 2, 4, .. '
+    'seconds between them.',
+    at_least=1,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class WorkloadConfig(Settings):
   """The shape of the data that a benchmark runs on."""
 

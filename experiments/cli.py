@@ -21,6 +21,8 @@ from eain_jax.errors import InputError, Interrupted
 from eain_jax.stopping import STOPPED, stop_signals
 
 FLAGS = flags.FLAGS
+# Else --help of a binary leaves out what is defined here for it.
+flags.disclaim_key_flags()
 
 
 class FlagError(Exception):

@@ -3,10 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+from absl import flags
+
 from eain_jax.benchmark import host
 from eain_jax.config import TimingConfig, TrainConfig, WorkloadConfig
 from eain_jax.errors import InputError
 from experiments import cli
+
+# They are the binary's own, for --help.
+flags.disclaim_key_flags()
 
 # What acts on whole runs alone is no flag where steps are timed.
 _OF_WHOLE_RUNS = (

@@ -10,16 +10,19 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rich import filesize
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.progress import (
   BarColumn,
+  DownloadColumn,
   Progress,
   ProgressColumn,
   Task,
   TextColumn,
   TimeElapsedColumn,
   TimeRemainingColumn,
+  TransferSpeedColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -239,3 +242,90 @@ class TrainingDisplay:
       f'{document.number_text(record["logloss"])}  lr '
       f'x{record["learning_rate_factor"]:g}  {record["seconds"]:.1f} s'
     )
+
+
+class TransferDisplay:
+  """How far a download is: a bar on a terminal, a line a minute elsewhere.
+
+  Args:
+    to: where it is shown; standard error by default.
+    clock: seconds, ever rising.
+  """
+
+  def __init__(
+    self,
+    to: Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    self._console = console if to is None else to
+    self._clock = clock
+    self._name = ''
+    self._last_line = 0.0
+    # Time and bytes when the present file began.
+    self._mark = (0.0, 0)
+    self._bar = None
+    if self._console.is_terminal:
+      self._bar = Progress(
+        TextColumn('{task.description}', markup=False),
+        BarColumn(bar_width=20),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=self._console,
+        transient=True,
+      )
+      self._task = self._bar.add_task('', visible=False)
+
+  def __enter__(self) -> 'TransferDisplay':
+    if self._bar:
+      self._bar.start()
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    if self._bar:
+      self._bar.stop()
+
+  def progress(self, name: str, done: int, total: int | None) -> None:
+    """So many bytes of a file are here; `total` is None where nobody knows."""
+    now = self._clock()
+    if name != self._name:
+      self._name, self._mark = name, (now, done)
+      self._print(f'{name}: {self._amount(done, total)}')
+      if self._bar:
+        self._bar.reset(
+          self._task, description=name, completed=done, visible=True
+        )
+    if self._bar:
+      self._bar.update(self._task, completed=done, total=total)
+    elif now - self._last_line >= _HEARTBEAT:
+      self._print(
+        f'{name}: {self._amount(done, total)}{self._pace(done, total)}'
+      )
+
+  def note(self, text: str) -> None:
+    """Something worth a line."""
+    if self._bar:
+      self._bar.update(self._task, visible=False)
+    self._name = ''
+    self._print(text)
+
+  def _print(self, line: str) -> None:
+    self._last_line = self._clock()
+    self._console.print(_text(line), soft_wrap=True)
+
+  def _amount(self, done: int, total: int | None) -> str:
+    if total is None:
+      return filesize.decimal(done)
+    if not done:
+      return filesize.decimal(total)
+    return f'{filesize.decimal(done)} of {filesize.decimal(total)}'
+
+  def _pace(self, done: int, total: int | None) -> str:
+    seconds, came = self._clock() - self._mark[0], done - self._mark[1]
+    if seconds <= 0 or came <= 0:
+      return ''
+    pace = f', {filesize.decimal(int(came / seconds))}/s'
+    if total is None:
+      return pace
+    left = (total - done) * seconds / came
+    return f'{pace}, {left / 60:.0f} minutes left'

@@ -9,6 +9,7 @@ from rich.console import Console
 from eain_jax.reporting import console as module
 from eain_jax.reporting.console import (
   TrainingDisplay,
+  TransferDisplay,
   metrics_on_console,
   table1_on_console,
 )
@@ -151,3 +152,33 @@ def test_a_note_is_a_line_of_its_own():
   with TrainingDisplay('din, seed 0', 3, console) as display:
     display({'kind': 'note', 'step': 0, 'text': 'table update dense'})
   assert _shown(console) == 'din, seed 0: table update dense\n'
+
+
+def test_a_download_gives_a_line_a_file_and_then_one_a_minute():
+  console, now = _console(), [0.0]
+  display = TransferDisplay(console, clock=lambda: now[0])
+  for second in range(0, 131, 10):
+    now[0] = float(second)
+    # 1 MB a second.
+    display.progress('a.gz', second * 1_000_000, 250_000_000)
+  display.note('a.gz has come')
+  display.progress('b.gz', 5_000, 10_000)
+  display.progress('c.gz', 0, None)
+  assert _shown(console).splitlines() == [
+    'a.gz: 250.0 MB',
+    'a.gz: 60.0 MB of 250.0 MB, 1.0 MB/s, 3 minutes left',
+    'a.gz: 120.0 MB of 250.0 MB, 1.0 MB/s, 2 minutes left',
+    'a.gz has come',
+    'b.gz: 5.0 kB of 10.0 kB',
+    'c.gz: 0 bytes',
+  ]
+
+
+def test_a_download_has_a_bar_on_a_terminal():
+  console, now = _console(terminal=True, width=120), [0.0]
+  with TransferDisplay(console, clock=lambda: now[0]) as display:
+    display.progress('[bold]a.gz', 0, 4_000_000)
+    display.progress('[bold]a.gz', 1_000_000, 4_000_000)
+  text = _shown(console)
+  assert '[bold]a.gz' in text
+  assert '1.0/4.0 MB' in text
