@@ -7,6 +7,7 @@ stop, and saved.
 import contextlib
 import dataclasses
 import os
+import shlex
 import sys
 import traceback
 import typing
@@ -15,7 +16,12 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from eain_jax.config import MODEL_CONFIGS, ModelConfig, Settings
+from eain_jax.config import (
+  MODEL_CONFIGS,
+  ModelConfig,
+  Settings,
+  TrainConfig,
+)
 from eain_jax.data.dataset import Dataset, open_dataset
 from eain_jax.errors import InputError, Interrupted
 from eain_jax.stopping import STOPPED, stop_signals
@@ -159,6 +165,41 @@ def model_config_from_flags(
     elif FLAGS[name].present and not ignore_unused:
       raise FlagError(f'--{name} is not a setting of --model={model}')
   return config(**values)
+
+
+def given_settings(model: str) -> dict[str, str]:
+  """By name the flags of a model and of training that are set, as text.
+
+  Without those that decide no number: where a run runs, and its seed.
+  """
+  # Here, for preparation needs no jax.
+  from eain_jax.training.run_folder import FREE_SETTINGS
+
+  names = [
+    field.name
+    for config in (MODEL_CONFIGS[model], TrainConfig)
+    for field, _ in _fields(config)
+  ]
+  return {
+    name: FLAGS[name].serialize().partition('=')[2]
+    or str(FLAGS[name].value).lower()
+    for name in names
+    if FLAGS[name].present and name not in (*FREE_SETTINGS, 'seed')
+  }
+
+
+def command(binary: str, without: Sequence[str] = ()) -> str:
+  """The command line that the flags that are set make."""
+  own = FLAGS.flags_by_module_dict()
+  given = [
+    flag.serialize()
+    for module, of_module in own.items()
+    if not module.startswith('absl')
+    for flag in of_module
+    if flag.present and flag.name not in without
+  ]
+  words = ['python', '-m', f'experiments.{binary}', *sorted(given)]
+  return ' '.join(shlex.quote(word) for word in words)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

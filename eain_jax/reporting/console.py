@@ -7,7 +7,7 @@ program reads.
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich import filesize
@@ -31,6 +31,7 @@ from eain_jax.reporting import document
 from eain_jax.reporting.claims import METRIC_NAMES
 
 console = Console(stderr=True, highlight=False)
+_TRIALS_SHOWN = 5
 _HEARTBEAT = 60.0  # seconds between two training lines where there is no bar
 _VERDICT_STYLES = {'holds': 'green', 'fails': 'red'}
 
@@ -329,3 +330,39 @@ class TransferDisplay:
       return pace
     left = (total - done) * seconds / came
     return f'{pace}, {left / 60:.0f} minutes left'
+
+
+def trials_on_console(
+  objective: str, trials: Sequence[Mapping[str, Any]], best: int
+) -> RenderableType:
+  """The best trials of a search.
+
+  Args:
+    objective: the metric that was searched for.
+    trials: as the record of a search has them.
+    best: the number of the best one.
+  """
+  done = [trial for trial in trials if trial['value'] is not None]
+  done.sort(key=lambda trial: (-trial['value'], trial['number']))
+  table = Table(box=None, header_style='bold', pad_edge=False)
+  table.add_column('trial', justify='right')
+  table.add_column(METRIC_NAMES.get(objective, objective), justify='right')
+  table.add_column('epoch', justify='right')
+  table.add_column('settings', overflow='fold')
+  for trial in done[:_TRIALS_SHOWN]:
+    style = 'bold' if trial['number'] == best else ''
+    values = [f'{name}={_short(v)}' for name, v in trial['values'].items()]
+    table.add_row(
+      str(trial['number']),
+      document.number_text(trial['value']),
+      f'{trial["best_epoch"]:g}',
+      _text(' '.join(values)),
+      style=style,
+    )
+  num_given_up = sum(trial['given_up'] for trial in trials)
+  said = f'{len(trials)} trials, {num_given_up} of them given up early'
+  return Group(_text(said), table)
+
+
+def _short(value: Any) -> str:
+  return f'{value:.3g}' if isinstance(value, float) else str(value)

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -138,8 +138,9 @@ def fit(
   config: TrainConfig,
   work_dir: Path | None = None,
   report: Report | None = None,
+  parts: Sequence[str] = ('valid', 'test'),
 ) -> FitResult:
-  """Trains a model to its best validation GAUC and evaluates that on test.
+  """Trains a model to its best validation GAUC and evaluates that.
 
   With several processes all call it; the first one alone writes and reports.
 
@@ -150,7 +151,8 @@ def fit(
     config: how to train.
     work_dir: keeps config, metrics, checkpoints and result; a run that was
       interrupted there goes on. None: nothing is kept.
-    report: is called with every record of the log.
+    report: is called with every record of the log; what it raises ends the run.
+    parts: what the result has the metrics of. A search leaves 'test' out.
 
   Raises:
     InputError: the folder holds another run; the batch or the state does not
@@ -193,10 +195,13 @@ def fit(
     )
     for note in setup.notes:
       log.say(note)
+    inputs = stack.enter_context(
+      contextlib.closing(_Inputs(plan, int(state.step)))
+    )
     with stop.held(), stop.may_end():
-      state, best = _run(plan, state, best, record)
+      state, best = _run(plan, inputs, state, best, record)
     assert best is not None, 'every run ends at an evaluation'
-    result = _result(plan, best, record, int(state.step))
+    result = _result(plan, best, record, int(state.step), parts)
     if work_dir and is_first:
       write_json(work_dir / RESULT_FILE, result)
       write_manifest(work_dir, (CONFIG_FILE, METRICS_FILE, RESULT_FILE))
@@ -237,7 +242,7 @@ def _begin(
 
 
 def _result(
-  plan: _Plan, best: Best, record: Record, step: int
+  plan: _Plan, best: Best, record: Record, step: int, parts: Sequence[str]
 ) -> dict[str, Any]:
   """The content of `result.json`."""
   setup, dataset = plan.setup, plan.dataset
@@ -251,7 +256,7 @@ def _result(
     'best_epoch': record.best_step / plan.steps_per_epoch,
     'steps': step,
   }
-  for name in ('valid', 'test'):
+  for name in parts:
     stream = open_eval_stream(dataset, name, setup.placement)
     result[name] = evaluator.evaluate_scores(
       dataset, _score(plan, stream, *best)
@@ -406,13 +411,16 @@ class _Inputs:
 
 
 def _run(
-  plan: _Plan, state: TrainState, best: Best | None, record: Record
+  plan: _Plan,
+  inputs: _Inputs,
+  state: TrainState,
+  best: Best | None,
+  record: Record,
 ) -> tuple[TrainState, Best | None]:
   """Runs to the last step, or until early stopping; the state and the best."""
   config, per_epoch = plan.config, plan.steps_per_epoch
   step = int(state.step)
   train = plan.setup.device_runner or plan.setup.train_step
-  inputs = _Inputs(plan, step)
   pending: dict[str, Any] = {}
   in_flight = None
   clock = time.perf_counter()

@@ -1,0 +1,1 @@
+"""Search of settings on the validation part, with one budget for all models."""

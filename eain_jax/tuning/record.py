@@ -1,0 +1,117 @@
+"""What a search leaves: every trial, and the best one as a file of flags."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import eain_jax
+from eain_jax.artifacts import write_json, write_manifest, write_text
+from eain_jax.errors import InputError
+from eain_jax.tuning.search import Search, Trial
+from eain_jax.tuning.space import as_flags
+
+RECORD_FILE = 'tune.json'
+
+
+def best_trial(trials: Sequence[Trial]) -> Trial:
+  """The trial of the highest value, the first of equals.
+
+  Raises:
+    InputError: no trial has a value.
+  """
+  done = [
+    trial
+    for trial in trials
+    if trial.value is not None and math.isfinite(trial.value)
+  ]
+  if not done:
+    raise InputError(
+      'not one trial has a value of the objective: name another --objective, '
+      'or allow more --trials'
+    )
+  return max(done, key=lambda trial: (trial.value, -trial.number))
+
+
+def flags_file(model: str) -> str:
+  return f'{model}.flags'
+
+
+def write_record(
+  search: Search,
+  trials: Sequence[Trial],
+  fixed: Mapping[str, Any],
+  command: str,
+) -> dict[str, Any]:
+  """Writes `tune.json`, the file of flags, and the manifest of both.
+
+  Args:
+    search: that the trials are of.
+    trials: all of them.
+    fixed: by name of a setting its value, as text, of those that were given.
+    command: by which the search can be made again.
+
+  Returns:
+    The content of `tune.json`.
+  """
+  best, space = best_trial(trials), search.space
+  assert best.result is not None
+  record = {
+    'command': command,
+    **search.plan(),
+    'fixed': dict(fixed),
+    'trials': [_trial_record(trial) for trial in trials],
+    'best': best.number,
+  }
+  write_json(search.folder / RECORD_FILE, record)
+  lines = [
+    f'# {command}',
+    f'# {search.objective} {best.value:.5f} on the validation part of dataset',
+    f'# {search.dataset.fingerprint}',
+    f'# trial {best.number} of {len(trials)}, '
+    f'{len(space.distributions)} settings searched; test was not looked at',
+    f'# eain_jax {eain_jax.__version__}',
+    *as_flags({**fixed, **best.values}),
+  ]
+  write_text(search.folder / flags_file(space.model), '\n'.join(lines) + '\n')
+  names = (RECORD_FILE, flags_file(space.model))
+  write_manifest(search.folder, names)
+  return record
+
+
+def _trial_record(trial: Trial) -> dict[str, Any]:
+  record: dict[str, Any] = {
+    'number': trial.number,
+    'values': trial.values,
+    'epochs': {str(epoch): value for epoch, value in trial.epochs.items()},
+    'value': trial.value,
+    'given_up': trial.result is None,
+  }
+  if trial.result is not None:
+    kept = ('best_epoch', 'steps', 'parameters', 'valid')
+    record |= {name: trial.result[name] for name in kept}
+  return record
+
+
+def read_flags(path: Path) -> dict[str, str]:
+  """By name of a flag its text, from a file of flags.
+
+  Raises:
+    InputError: the file is missing, or a line is no flag.
+  """
+  try:
+    lines = path.read_text().splitlines()
+  except (OSError, ValueError) as error:
+    raise InputError(f'{path} cannot be read as a file of flags') from error
+  found = {}
+  for number, line in enumerate(lines, 1):
+    line = line.strip()
+    if not line or line.startswith('#'):
+      continue
+    name, equals, text = line.removeprefix('--').partition('=')
+    if not line.startswith('--') or not equals:
+      raise InputError(
+        f'{path}, line {number}: {line[:80]!r} is not written as --name=value'
+      )
+    found[name] = text
+  return found

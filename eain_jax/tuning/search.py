@@ -1,0 +1,214 @@
+"""A search that Optuna steers, on the validation part alone.
+
+It follows from data, settings and seed: each trial has a sampler of its own
+seed, so a search that was interrupted ends as one that was not. The first trial
+has the settings that the search begins with, so what is found is, on
+validation, never worse.
+"""
+
+import dataclasses
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+import eain_jax
+from eain_jax.data.dataset import Dataset
+from eain_jax.training import loop
+from eain_jax.training.run_folder import FREE_SETTINGS, METRICS_FILE
+from eain_jax.training.run_log import Report
+from eain_jax.tuning.space import Space, describe
+
+JOURNAL_FILE, RUNS_FOLDER = 'study.journal', 'runs'
+# The first ones are drawn at random, and none of them is given up.
+RANDOM_TRIALS = 5
+
+
+class _GivenUp(Exception):
+  """The trial does worse than half of those before it did by then."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+  """A trial that ended.
+
+  Attributes:
+    number: from 0.
+    values: of the settings that are searched, as `Space.configs` takes them.
+    epochs: by epoch the objective over `valid_negatives` candidates.
+    value: the objective over all candidates; None where it was given up.
+    result: the content of its `result.json`; None where it was given up.
+  """
+
+  number: int
+  values: dict[str, Any]
+  epochs: dict[int, float]
+  value: float | None
+  result: dict[str, Any] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+  """What is searched, and how.
+
+  Attributes:
+    dataset: trials are trained and validated on it.
+    space: settings and their ranges.
+    folder: keeps the journal, and the run that is at work.
+    objective: a validation metric, the higher the better.
+    sampler: 'tpe' or 'random'.
+    prune: give up trials that are below the median of those before.
+    seed: of the sampler.
+  """
+
+  dataset: Dataset
+  space: Space
+  folder: Path
+  objective: str
+  sampler: str
+  prune: bool
+  seed: int
+
+  def plan(self) -> dict[str, Any]:
+    """Everything that decides which trials there are, but for their number."""
+    train_config = self.space.train_config.to_dict()
+    return {
+      'version': eain_jax.__version__,
+      'optuna': optuna.__version__,
+      'dataset': self.dataset.fingerprint,
+      'model': self.space.model,
+      'model_config': self.space.model_config.to_dict(),
+      'train_config': {
+        name: value
+        for name, value in train_config.items()
+        if name not in FREE_SETTINGS
+      },
+      'space': {n: describe(d) for n, d in self.space.distributions.items()},
+      'objective': self.objective,
+      'sampler': self.sampler,
+      'prune': self.prune,
+      'seed': self.seed,
+    }
+
+  def run(
+    self,
+    num_trials: int,
+    report: Callable[[int, Mapping[str, Any]], Report | None],
+  ) -> list[Trial]:
+    """Trials up to `num_trials`, those of earlier calls among them.
+
+    Args:
+      num_trials: that have ended, when this returns.
+      report: of a trial's number and values, what is called with every record
+        of its log.
+
+    Returns:
+      All trials that ended, in their order.
+
+    Raises:
+      Interrupted: told to stop; the next call goes on with the same trial.
+      InputError: as `loop.fit`.
+    """
+    study = self._open()
+    while len(ended := _ended(study)) < num_trials:
+      self._run_trial(study, len(ended), report)
+    return ended
+
+  def _open(self) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    self.folder.mkdir(parents=True, exist_ok=True)
+    pruner = optuna.pruners.MedianPruner(RANDOM_TRIALS)
+    study = optuna.create_study(
+      storage=JournalStorage(
+        JournalFileBackend(str(self.folder / JOURNAL_FILE))
+      ),
+      study_name=self.space.model,
+      direction='maximize',
+      pruner=pruner if self.prune else optuna.pruners.NopPruner(),
+      load_if_exists=True,
+    )
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+      # It was interrupted. The next one is drawn as it was, and goes on.
+      study.tell(trial.number, state=TrialState.FAIL)
+    return study
+
+  def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+    seed = self.seed + number
+    if self.sampler == 'random':
+      sampler = optuna.samplers.RandomSampler(seed)
+    else:
+      sampler = optuna.samplers.TPESampler(
+        n_startup_trials=RANDOM_TRIALS, multivariate=True, seed=seed
+      )
+    if number:
+      return sampler
+    with warnings.catch_warnings():
+      # It may change, and so the version is part of the plan.
+      warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
+      return optuna.samplers.PartialFixedSampler(self.space.start(), sampler)
+
+  def _run_trial(
+    self,
+    study: optuna.Study,
+    number: int,
+    report: Callable[[int, Mapping[str, Any]], Report | None],
+  ) -> None:
+    study.sampler = self._sampler(number)
+    trial = study.ask(dict(self.space.distributions))
+    work_dir = self.folder / RUNS_FOLDER / f'trial-{number}'
+    show, reported = report(number, trial.params), set()
+
+    def told(record: Mapping[str, Any]) -> None:
+      if show:
+        show(record)
+      if record['kind'] != 'valid':
+        return
+      # The log has what came before an interruption, too.
+      for line in (work_dir / METRICS_FILE).read_text().splitlines():
+        logged = json.loads(line)
+        epoch = round(logged['epoch'])
+        if logged['kind'] == 'valid' and epoch not in reported:
+          trial.report(logged[self.objective], epoch)
+          reported.add(epoch)
+      if trial.should_prune():
+        raise _GivenUp
+
+    try:
+      fitted = loop.fit(
+        self.dataset,
+        self.space.model,
+        *self.space.configs(trial.params),
+        work_dir,
+        told,
+        parts=('valid',),
+      )
+    except _GivenUp:
+      study.tell(trial, state=TrialState.PRUNED)
+    else:
+      trial.set_user_attr('result', fitted.result)
+      study.tell(trial, fitted.result['valid'][self.objective])
+    # Its weights are of no further use, and many trials are many gigabytes.
+    shutil.rmtree(work_dir)
+
+
+def _ended(study: optuna.Study) -> list[Trial]:
+  states = (TrialState.COMPLETE, TrialState.PRUNED)
+  return [_trial(n, t) for n, t in enumerate(study.get_trials(states=states))]
+
+
+def _trial(number: int, trial: FrozenTrial) -> Trial:
+  is_complete = trial.state == TrialState.COMPLETE
+  return Trial(
+    number,
+    trial.params,
+    trial.intermediate_values,
+    trial.value if is_complete else None,
+    trial.user_attrs.get('result'),
+  )

@@ -1,0 +1,248 @@
+"""A search against a training that is a formula: what it tries, and resumes."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+from optuna.distributions import CategoricalDistribution
+
+from eain_jax.artifacts import check_manifest
+from eain_jax.config import DinConfig, EainConfig, TrainConfig
+from eain_jax.errors import InputError, Interrupted
+from eain_jax.training import loop
+from eain_jax.training.run_folder import METRICS_FILE
+from eain_jax.tuning.record import best_trial, read_flags, write_record
+from eain_jax.tuning.search import Search, Trial
+from eain_jax.tuning.space import SPACE, as_flags, make_space
+
+EPOCHS = 3
+
+
+def quality(model_config, train_config):
+  """Highest at a dropout of .3 and a learning rate of 1e-3."""
+  rate = train_config.learning_rate / 1e-3
+  return 0.9 - (model_config.dropout - 0.3) ** 2 - 0.1 * abs(rate - 1)
+
+
+class Training:
+  """Stands for `loop.fit`: epochs that come to `quality`, and a log."""
+
+  def __init__(self, interrupt_at=()):
+    self.calls, self.num_epochs = [], 0
+    self._interrupt_at = interrupt_at
+
+  def __call__(
+    self, dataset, model, model_config, config, work_dir, told, parts
+  ):
+    assert parts == ('valid',), 'a search that looks at test is no search'
+    self.calls.append((model_config, config))
+    work_dir.mkdir(parents=True, exist_ok=True)
+    log = work_dir / METRICS_FILE
+    done = len(log.read_text().splitlines()) if log.is_file() else 0
+    value = quality(model_config, config)
+    for epoch in range(done + 1, EPOCHS + 1):
+      self.num_epochs += 1
+      if self.num_epochs in self._interrupt_at:
+        raise Interrupted('told to stop')
+      record = {'kind': 'valid', 'epoch': epoch, 'gauc': value - 0.1 / epoch}
+      with log.open('a') as file:
+        file.write(json.dumps(record) + '\n')
+      told(record)
+    result = {
+      'valid': {'gauc': value, 'auc': value},
+      'best_epoch': EPOCHS,
+      'steps': 10 * EPOCHS,
+      'parameters': 7,
+    }
+    return loop.FitResult(result, None, None)
+
+
+def make_search(dataset, folder, model=None, **changes):
+  settings = {'objective': 'gauc', 'sampler': 'tpe', 'prune': True, 'seed': 0}
+  space = make_space(
+    'din',
+    DinConfig(dropout=0.6),
+    TrainConfig(learning_rate=3e-3),
+    searched=('dropout', 'learning_rate'),
+  )
+  return Search(dataset, space, folder, **(settings | changes))
+
+
+def run(search, num_trials, monkeypatch, interrupt_at=()):
+  """Trials, started again after each interruption."""
+  training = Training(interrupt_at)
+  monkeypatch.setattr(loop, 'fit', training)
+  for _ in range(len(interrupt_at) + 1):
+    try:
+      return search.run(num_trials, lambda number, values: None), training
+    except Interrupted:
+      continue
+  raise AssertionError('it is interrupted more often than told')
+
+
+def test_the_first_trial_is_the_start_and_the_best_is_near_the_top(
+  dataset, tmp_path, monkeypatch
+):
+  search = make_search(dataset, tmp_path, prune=False)
+  trials, training = run(search, 25, monkeypatch)
+  assert [trial.number for trial in trials] == list(range(25))
+  assert trials[0].values == {'dropout': 0.6, 'learning_rate': 3e-3}
+  for trial, (model_config, config) in zip(trials, training.calls, strict=True):
+    assert model_config.dropout == trial.values['dropout']
+    assert config.learning_rate == trial.values['learning_rate']
+    # What is not searched stays.
+    assert model_config == DinConfig(dropout=model_config.dropout)
+    assert trial.value == quality(model_config, config)
+    assert trial.epochs == {
+      epoch: trial.value - 0.1 / epoch for epoch in range(1, EPOCHS + 1)
+    }
+  values = [trial.value for trial in trials]
+  assert best_trial(trials).value == max(values) > 0.85 > values[0]
+  assert not [*(tmp_path / 'runs').iterdir()], 'weights of trials are kept'
+
+
+@pytest.mark.parametrize('sampler', ['tpe', 'random'])
+def test_an_interrupted_search_ends_as_one_that_was_not(
+  dataset, tmp_path, monkeypatch, sampler
+):
+  whole, training = run(
+    make_search(dataset, tmp_path / 'a', sampler=sampler), 12, monkeypatch
+  )
+  assert any(trial.value is None for trial in whole), 'none was given up'
+  assert training.num_epochs < 12 * EPOCHS
+  # In the first trial, between two, in the last epoch of one, twice in one.
+  at = (2, 4, 9, 17, 18)
+  parts, _ = run(
+    make_search(dataset, tmp_path / 'b', sampler=sampler),
+    12,
+    monkeypatch,
+    interrupt_at=at,
+  )
+  assert parts == whole
+  # A search that goes on with more trials is the longer one.
+  longer = make_search(dataset, tmp_path / 'c', sampler=sampler)
+  run(longer, 5, monkeypatch)
+  assert run(longer, 12, monkeypatch)[0] == whole
+
+
+def test_given_up_are_those_below_the_median_by_then(
+  dataset, tmp_path, monkeypatch
+):
+  trials, _ = run(make_search(dataset, tmp_path), 20, monkeypatch)
+  for trial in trials:
+    so_far = []
+    for epoch, value in trial.epochs.items():
+      so_far.append(value)
+      # Of those that came to their end, five at least.
+      others = sorted(
+        other.epochs[epoch]
+        for other in trials[: trial.number]
+        if other.value is not None
+      )
+      if len(others) < 5:
+        continue
+      half = len(others) // 2
+      median = (others[half] + others[~half]) / 2
+      is_last = epoch == max(trial.epochs) and trial.value is None
+      assert is_last == (max(so_far) < median), (trial, epoch)
+
+
+def test_record_and_flags(dataset, tmp_path, monkeypatch):
+  search = make_search(dataset, tmp_path)
+  trials, _ = run(search, 6, monkeypatch)
+  fixed = {'mlp': '64,32', 'attention_softmax': 'false'}
+  record = write_record(search, trials, fixed, 'python -m x --a=b')
+  check_manifest(tmp_path)
+  assert json.loads((tmp_path / 'tune.json').read_text()) == record
+  best = trials[record['best']]
+  assert best == best_trial(trials)
+  assert len(record['trials']) == 6
+  assert record['dataset'] == dataset.fingerprint
+  text = (tmp_path / 'din.flags').read_text()
+  assert text.splitlines()[0] == '# python -m x --a=b'
+  assert read_flags(tmp_path / 'din.flags') == {
+    **fixed,
+    **{name: str(value) for name, value in best.values.items()},
+  }
+
+
+def test_the_best_is_the_first_of_equals_and_never_nan():
+  trial = lambda number, value: Trial(number, {}, {}, value, None)
+  trials = [
+    trial(0, float('nan')),
+    trial(1, 0.5),
+    trial(2, 0.5),
+    trial(3, None),
+  ]
+  assert best_trial(trials).number == 1
+  with pytest.raises(InputError, match='not one trial has a value'):
+    best_trial([trials[0], trials[3]])
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('--a=1\nb=2\n', "line 2: 'b=2' is not written as --name=value"),
+    ('--a\n', "line 1: '--a' is not written"),
+  ],
+)
+def test_flags_that_are_none(tmp_path, text, message):
+  file = tmp_path / 'f'
+  file.write_text(text)
+  with pytest.raises(InputError, match=message):
+    read_flags(file)
+  with pytest.raises(InputError, match='cannot be read as a file of flags'):
+    read_flags(tmp_path)
+
+
+def test_space_leaves_out_what_is_fixed_or_off():
+  every = make_space('eain', EainConfig(), TrainConfig()).distributions
+  fields = {
+    f.name for c in (EainConfig, TrainConfig) for f in dataclasses.fields(c)
+  }
+  assert set(every) == SPACE.keys() & fields
+  space = make_space(
+    'eain',
+    EainConfig(use_paim=False),
+    TrainConfig(),
+    fixed=('dropout', 'use_paim'),
+  ).distributions
+  gone = {'dropout', 'paim_layers', 'paim_dim', 'paim_input', 'position'}
+  assert set(space) == set(every) - gone
+  with pytest.raises(InputError, match='seed cannot be searched for eain'):
+    make_space('eain', EainConfig(), TrainConfig(), searched=('seed',))
+  with pytest.raises(InputError, match='dropout is to be searched, and has'):
+    make_space(
+      'eain',
+      EainConfig(),
+      TrainConfig(),
+      searched=('dropout',),
+      fixed=('dropout',),
+    )
+  with pytest.raises(InputError, match='no setting of eain is left'):
+    make_space('eain', EainConfig(), TrainConfig(), fixed=tuple(every))
+
+
+def test_every_corner_of_the_space_is_a_setting():
+  space = make_space('eain', EainConfig(), TrainConfig())
+  assert space.start().keys() == space.distributions.keys()
+  ends = {
+    name: d.choices
+    if isinstance(d, CategoricalDistribution)
+    else (d.low, d.high)
+    for name, d in space.distributions.items()
+  }
+  longest = max(map(len, ends.values()))
+  for corner in itertools.islice(
+    zip(*(itertools.cycle(values) for values in ends.values()), strict=True),
+    longest,
+  ):
+    values = dict(zip(ends, corner, strict=True))
+    model_config, train_config = space.configs(values)
+    for name, value in values.items():
+      config = model_config if hasattr(model_config, name) else train_config
+      found = getattr(config, name)
+      as_text = ','.join(map(str, found)) if isinstance(found, tuple) else found
+      assert as_text == value
+    assert len(as_flags(values)) == len(values)
