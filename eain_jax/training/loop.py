@@ -165,6 +165,7 @@ def fit(
       lambda: set_up(dataset, model_name, model_config, config)
     )
     placement = setup.placement
+    placement.meet()
     processes.together(
       lambda: check_memory(
         setup.state_shapes, placement, saves=work_dir is not None

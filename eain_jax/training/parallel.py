@@ -131,6 +131,22 @@ class Placement:
     own = [self.devices[shard] for shard in self.shards('none').own]
     return Mesh(np.array(own), (AXIS,), axis_types=(AxisType.Auto,))
 
+  def meet(self) -> None:
+    """Connects the devices of several processes; all of them call it.
+
+    gloo, of CPUs, waits half a minute for a first meeting of devices, and one
+    process may compile the step, where they would meet, so much longer.
+    """
+    if not self.spans_processes:
+      return
+    cut, whole = (
+      NamedSharding(self.mesh, PartitionSpec(*axes)) for axes in ((AXIS,), ())
+    )
+    ones = jax.make_array_from_callback(
+      (self.num_shards,), cut, lambda index: np.ones(1, np.int32)
+    )
+    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=whole)(ones))
+
   def shards(self, plan: str) -> Shards:
     """How a batch is cut, and which shards this process makes."""
     mine = jax.process_index()
