@@ -7,7 +7,7 @@ program reads.
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -72,8 +72,16 @@ def table1_on_console(
     table: of `table1.build_table1`.
     times: of `table1.training_times`.
   """
-  blocks: list[RenderableType] = [_text(document.subtitle(table), 'bold')]
-  for section in document.sections(table)[:2]:
+  report = document.table1_report(table)
+  return _report(report, 2, [document.times_grid(table, times)])
+
+
+def _report(
+  report: document.Report, num_sections: int, more: Sequence[document.Grid]
+) -> RenderableType:
+  """The first sections of a report, and grids after them."""
+  blocks: list[RenderableType] = [_text(report.subtitle, 'bold')]
+  for section in report.sections[:num_sections]:
     for block in section.blocks:
       match block:
         case document.Grid():
@@ -89,7 +97,7 @@ def table1_on_console(
               _text(f'{claim["claim"]}. {claim["measured"]}'),
             )
           blocks.append(lines)
-  blocks.append(_grid(document.times_grid(table, times)))
+  blocks += [_grid(grid) for grid in more]
   return Group(*(Padding(block, (0, 0, 1, 0)) for block in blocks))
 
 
