@@ -15,6 +15,7 @@ from absl import flags
 from eain_jax.config import MODEL_CONFIGS, PrepareConfig, TrainConfig
 from eain_jax.data.dataset import Dataset
 from eain_jax.data.prepare import prepare
+from eain_jax.data.skip_above import with_skip_above
 from eain_jax.evaluation.evaluator import ceiling
 from eain_jax.locking import locked_folder
 from eain_jax.reporting.console import TrainingDisplay, table1_on_console
@@ -91,17 +92,18 @@ def make_world(folder: Path) -> None:
 
 
 def open_dataset_of(output_dir: Path, plan: dict) -> Dataset:
-  """The dataset of the flag, or the synthetic world in the output folder."""
+  """The dataset of the flag, or the synthetic world, as it is trained on."""
   processes.together(lambda: check_plan(output_dir, plan))
+  choice = cli.FLAGS.skip_above
   if DATASET_DIR.value:
-    dataset = cli.open_together(DATASET_DIR.value)
+    dataset = with_skip_above(cli.open_together(DATASET_DIR.value), choice)
     processes.together(lambda: claim_plan(output_dir, plan))
     return dataset
   folder = output_dir / DATASET_FOLDER
   processes.together(
     lambda: claim_plan(output_dir, plan, lambda: make_world(folder))
   )
-  return cli.open_together(str(folder))
+  return with_skip_above(cli.open_together(str(folder)), choice)
 
 
 def make_table(output_dir: Path, plan: dict) -> None:

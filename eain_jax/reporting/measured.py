@@ -259,7 +259,8 @@ def protocol(manifest: Mapping[str, Any], run: Run) -> dict[str, Any]:
       f'as the data have them, {ratio:.4g} a positive in training; evaluation '
       'is on the examples as they are.'
     )
-  if config['skip_above']:
+  choice = run.settings['train_config']['skip_above']
+  if choice == 'on' or (choice == 'dataset' and config['skip_above']):
     where = 'on a simulated order' if sampled else "by the log's positions"
     entries['Skip Above'] = f'(16-17), {where}.'
   entries |= {
