@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eain_jax.reporting import document
+from eain_jax.reporting.ablation import ablation_report
 from eain_jax.reporting.claims import METRIC_NAMES
 
 console = Console(stderr=True, highlight=False)
@@ -76,6 +77,15 @@ def table1_on_console(
   return _report(report, 2, [document.times_grid(table, times)])
 
 
+def ablation_on_console(table: Mapping[str, Any]) -> RenderableType:
+  """The differences of an ablation, and what can be said of each.
+
+  Args:
+    table: of `ablation.build_ablation`.
+  """
+  return _report(ablation_report(table), 2, [])
+
+
 def _report(
   report: document.Report, num_sections: int, more: Sequence[document.Grid]
 ) -> RenderableType:
@@ -88,6 +98,11 @@ def _report(
           blocks.append(_grid(block))
         case document.Paragraph(text):
           blocks.append(_text(text, 'dim'))
+        case document.Points(items):
+          lines = Table.grid(padding=(0, 2))
+          for name, text in items:
+            lines.add_row(_text(name, 'bold'), _text(text))
+          blocks.append(lines)
         case document.Verdicts(claims):
           lines = Table.grid(padding=(0, 2))
           for claim in claims:

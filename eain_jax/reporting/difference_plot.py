@@ -1,6 +1,5 @@
 """The picture of differences: rows minus one of them, with their intervals."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from eain_jax.reporting import plots
 from eain_jax.reporting.claims import METRIC_NAMES, signed
-from eain_jax.reporting.measured import is_shown
+from eain_jax.reporting.measured import Line, is_shown
 
 METRICS = ('auc', 'gauc')
 _TEXT, _MUTED, _GRID, _BAND = '#1c2330', '#5c6675', '#e4e8ee', '#f4f6f9'
 _LOWER, _HIGHER, _OPEN = '#D55E00', '#0072B2', '#8a93a1'
-
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-  """A line of the picture.
-
-  Attributes:
-    name: at its left.
-    differences: by metric as of `measured.differences_to`; a mean may have no
-      interval. None: a heading.
-  """
-
-  name: str
-  differences: Mapping[str, Mapping[str, Any]] | None
 
 
 def _draw(axes: Axes, place: int, difference: Mapping[str, Any]) -> None:

@@ -314,13 +314,14 @@ def _paper(table: Mapping[str, Any]) -> Section:
 
 
 def protocol_section(table: Mapping[str, Any]) -> Section:
+  """How the numbers came about."""
   protocol = table['protocol']
   points = [(name, protocol[name]) for name in protocol if name != 'simulated']
   points += [('Note', note) for note in protocol['simulated']]
   return Section('Protocol', (Points(tuple(points)),))
 
 
-def count_text(value: Any) -> str:
+def _count(value: Any) -> str:
   return f'{value:,}' if isinstance(value, int) else str(value)
 
 
@@ -337,6 +338,7 @@ def _period(dataset: Mapping[str, Any]) -> str:
 
 
 def data_section(table: Mapping[str, Any]) -> Section:
+  """The dataset, its sources and features."""
   dataset = table['dataset']
   counts = dataset['counts']
   whole = {k: v for k, v in counts.items() if not isinstance(v, Mapping)}
@@ -344,7 +346,7 @@ def data_section(table: Mapping[str, Any]) -> Section:
   blocks: list[Block] = [
     Points(
       (
-        ('Whole', ', '.join(f'{k} {count_text(v)}' for k, v in whole.items())),
+        ('Whole', ', '.join(f'{k} {_count(v)}' for k, v in whole.items())),
         ('Period', _period(dataset)),
         ('Dataset', f'fingerprint {dataset["fingerprint"]}'),
       )
@@ -357,7 +359,7 @@ def data_section(table: Mapping[str, Any]) -> Section:
       tuple(
         (
           Cell(part),
-          *(Cell(count_text(values.get(name, ABSENT))) for name in names),
+          *(Cell(_count(values.get(name, ABSENT))) for name in names),
         )
         for part, values in parts.items()
       ),
@@ -369,7 +371,7 @@ def data_section(table: Mapping[str, Any]) -> Section:
         ('Source', 'format', 'bytes', 'sha256'),
         tuple(
           tuple(
-            Cell(count_text(source.get(name, ABSENT)))
+            Cell(_count(source.get(name, ABSENT)))
             for name in ('name', 'format', 'bytes', 'sha256')
           )
           for source in dataset['sources']
@@ -384,8 +386,8 @@ def data_section(table: Mapping[str, Any]) -> Section:
         (
           Cell(feature['name']),
           Cell(feature['kind']),
-          Cell(count_text(feature['num_rows'])),
-          Cell(count_text(feature['max_values'])),
+          Cell(_count(feature['num_rows'])),
+          Cell(_count(feature['max_values'])),
         )
         for feature in dataset['features']
       ),
@@ -395,7 +397,7 @@ def data_section(table: Mapping[str, Any]) -> Section:
   return Section('Data', tuple(blocks))
 
 
-def per_seed(values: Iterable[Any], text: Callable[[Any], str]) -> str:
+def _per_seed(values: Iterable[Any], text: Callable[[Any], str]) -> str:
   """One value a seed, or one where all seeds agree."""
   texts = [text(value) for value in values]
   return texts[0] if len(set(texts)) == 1 else ', '.join(texts)
@@ -409,40 +411,45 @@ def times_grid(
   for row in table['rows']:
     of_model = times[row['model']]
     rate = [round(value) for value in of_model['examples_per_second']]
-    seconds = per_seed(of_model['seconds'], lambda value: f'{value:.1f}')
+    seconds = _per_seed(of_model['seconds'], lambda value: f'{value:.1f}')
     rows.append(
-      (Cell(row['name']), Cell(seconds), Cell(per_seed(rate, count_text)))
+      (Cell(row['name']), Cell(seconds), Cell(_per_seed(rate, _count)))
     )
   return Grid(('Model', 'seconds', 'examples/s'), tuple(rows))
 
 
-def _training(table: Mapping[str, Any]) -> Section:
-  rows = [
+def training_grid(rows: Iterable[Mapping[str, Any]], first_column: str) -> Grid:
+  """What came of the training of each row."""
+  cells = [
     tuple(
       Cell(text)
       for text in (
         row['name'],
-        per_seed(row['seeds'], str),
-        per_seed(row['parameters'], count_text),
-        per_seed(row['best_epoch'], lambda value: f'{value:g}'),
+        _per_seed(row['seeds'], str),
+        _per_seed(row['parameters'], _count),
+        _per_seed(row['best_epoch'], lambda value: f'{value:g}'),
         interval_text(row['valid']['auc']),
         interval_text(row['valid']['gauc']),
       )
     )
-    for row in table['rows']
+    for row in rows
   ]
   header = (
-    'Model',
+    first_column,
     'seeds',
     'parameters',
     'best epoch',
     'validation AUC',
     'validation GAUC',
   )
+  return Grid(header, tuple(cells))
+
+
+def _training(table: Mapping[str, Any]) -> Section:
   return Section(
     'Training and calibration',
     (
-      Grid(header, tuple(rows)),
+      training_grid(table['rows'], 'Model'),
       _other_metrics(
         table,
         _MORE_METRICS,
@@ -462,6 +469,7 @@ def _flag(name: str, value: Any) -> str:
 
 
 def flag_lines(values: Mapping[str, Any]) -> tuple[str, ...]:
+  """Settings as the flags that set them."""
   return tuple(
     textwrap.wrap(
       ' '.join(_flag(name, value) for name, value in values.items()),
@@ -501,13 +509,15 @@ def _settings(table: Mapping[str, Any]) -> Section:
 
 
 def versions_section(table: Mapping[str, Any]) -> Section:
+  """What computed the numbers."""
   text = ', '.join(f'{name} {v}' for name, v in table['versions'].items())
   return Section('Versions', (Paragraph(f'{text}.'),))
 
 
-def subtitle(table: Mapping[str, Any]) -> str:
+def subtitle(
+  dataset: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]
+) -> str:
   """What was measured, in one line."""
-  dataset, rows = table['dataset'], table['rows']
   names = [printable(source['name']) for source in dataset['sources']]
   data = ', '.join(names) if names else 'the synthetic world'
   seeds = sorted({seed for row in rows for seed in row['seeds']})
@@ -547,7 +557,7 @@ def table1_report(table: Mapping[str, Any]) -> Report:
   """The whole report of a table that `build_table1` made."""
   return Report(
     TITLE,
-    subtitle(table),
+    subtitle(table['dataset'], table['rows']),
     _tiles(table),
     (
       _measured(table),

@@ -118,23 +118,26 @@ def measured_row(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def differences_to(
-  base: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+  base: Mapping[str, Any],
+  rows: Sequence[Mapping[str, Any]],
+  min_seeds: int = 2,
 ) -> list[dict[str, Any] | None]:
   """Each row minus the base, by the seeds that both have.
 
   Args:
     base: of `measured_row`.
     rows: likewise, without the base: the comparisons that p is corrected for.
+    min_seeds: that a row and the base must share; one has no interval.
 
   Returns:
     A row's differences, by metric {'mean', 'ci95', 'values', 'p', 'p_holm'},
-    values by ascending seed; None with fewer than two seeds in common.
+    values by ascending seed; None with fewer seeds in common.
     'p_holm' is corrected over the rows, each metric by itself.
   """
   found: list[dict[str, Any] | None] = []
   for row in rows:
     shared = sorted(set(row['seeds']) & set(base['seeds']))
-    if len(shared) < 2:
+    if len(shared) < min_seeds:
       found.append(None)
       continue
     of_seeds = lambda one, metric, shared=shared: [
@@ -154,6 +157,20 @@ def differences_to(
     for differences, p in zip(compared, adjusted, strict=True):
       differences[metric]['p_holm'] = p
   return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """A line of a picture of differences.
+
+  Attributes:
+    name: at its left.
+    differences: by metric as of `differences_to`; a mean may have no
+      interval. None: a heading.
+  """
+
+  name: str
+  differences: Mapping[str, Mapping[str, Any]] | None
 
 
 def is_shown(difference: Mapping[str, Any]) -> bool:

@@ -5,6 +5,9 @@
     times.json     what training took
     manifest.json  size and sha256 of each file, the dataset, version, flags
 
+An ablation has ablation.json, ablation.md, ablation.png, report.html and
+manifest.json.
+
 Two reports of the same flags and data on one machine are the same to the last
 bit, however often they were interrupted; times alone differ, so the manifest
 says nothing of them.
@@ -21,9 +24,11 @@ from eain_jax.artifacts import (
   write_manifest,
   write_text,
 )
-from eain_jax.reporting.difference_plot import Line, plot_differences
+from eain_jax.reporting.ablation import ablation_lines, ablation_report
+from eain_jax.reporting.difference_plot import plot_differences
 from eain_jax.reporting.document import table1_report
 from eain_jax.reporting.markdown import render_markdown
+from eain_jax.reporting.measured import Line
 from eain_jax.reporting.page import render_page
 from eain_jax.reporting.plots import plot_auc, plot_training_curves
 from eain_jax.reporting.table1 import (
@@ -36,6 +41,8 @@ TABLE_FILE, TEXT_FILE, PAGE_FILE = 'table1.json', 'table1.md', 'report.html'
 CURVES_FILE, AUC_FILE = 'training_curves.png', 'auc.png'
 DIFFERENCES_FILE = 'differences.png'
 TIMES_FILE = 'times.json'
+ABLATION_FILE, ABLATION_TEXT = 'ablation.json', 'ablation.md'
+ABLATION_PICTURE = 'ablation.png'
 
 
 def write_report(
@@ -72,6 +79,36 @@ def write_report(
       flags=dict(flags),
     )
   return table, times
+
+
+def write_ablation(
+  folder: Path, table: Mapping[str, Any], flags: Mapping[str, Any]
+) -> None:
+  """Writes all files of an ablation, or none: a manifest vouches for them.
+
+  Args:
+    folder: is there.
+    table: of `build_ablation`.
+    flags: what the user asked for, ready for JSON.
+
+  Raises:
+    InputError: a file cannot be written.
+  """
+  with files_written_together(folder, 'report') as beside:
+    picture = beside / ABLATION_PICTURE
+    plot_differences(ablation_lines(table), 'EAIN', picture)
+    write_json(beside / ABLATION_FILE, table)
+    report = ablation_report(table)
+    write_text(beside / ABLATION_TEXT, render_markdown(report))
+    figures = {'What each change does': picture}
+    write_text(beside / PAGE_FILE, render_page(report, figures))
+    write_manifest(
+      beside,
+      (ABLATION_FILE, ABLATION_TEXT, PAGE_FILE, ABLATION_PICTURE),
+      version=eain_jax.__version__,
+      dataset=table['dataset']['fingerprint'],
+      flags=dict(flags),
+    )
 
 
 def _write_files(

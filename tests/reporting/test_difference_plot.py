@@ -2,7 +2,8 @@
 
 import pytest
 
-from eain_jax.reporting.difference_plot import Line, difference_figure
+from eain_jax.reporting.difference_plot import difference_figure
+from eain_jax.reporting.measured import Line
 
 
 def difference(mean, ci95, p_holm):
