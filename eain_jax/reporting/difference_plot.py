@@ -48,6 +48,9 @@ def _draw(axes: Axes, place: int, difference: Mapping[str, Any]) -> None:
     ha='center',
     fontsize=8.5,
     color=_TEXT,
+    # The line through 0 would cross the number.
+    bbox={'fc': 'white', 'ec': 'none', 'alpha': 0.85, 'pad': 0.6},
+    zorder=4,
   )
 
 
@@ -87,7 +90,7 @@ def difference_figure(lines: Sequence[Line], base: str) -> Figure:
     base: what they are differences to.
   """
   figure = Figure(
-    figsize=(11, 1.5 + 0.5 * len(lines)),
+    figsize=(11, 1.5 + 0.45 * len(lines)),
     facecolor='white',
     layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1),
   )

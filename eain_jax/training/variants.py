@@ -10,8 +10,8 @@ from eain_jax.data.skip_above import has_skip_above
 
 PARTS, CHOICES, ADDITIONS = (
   'Parts of the paper',
-  'Choices it leaves open',
-  'Additions to it',
+  'Open choices',
+  'Beyond the paper',
 )
 
 
@@ -169,7 +169,7 @@ VARIANTS: dict[str, Variant] = {
   ),
   'as_printed': Variant(
     ADDITIONS,
-    'None of these',
+    'All as printed',
     'all four additions and the norm of MaskBlock gone, as printed',
     '(1)-(12)',
     {
