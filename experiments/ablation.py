@@ -96,8 +96,10 @@ def ablate(output_dir: Path, names: list[str]) -> None:
   model = cast(EainConfig, cli.model_config_from_flags('eain'))
   train = cli.config_from_flags(TrainConfig, seed=0)
   on_disk = cli.open_together(DATASET_DIR.value)
-  dataset = with_skip_above(on_disk, train.skip_above)
-  left_out = left_out_of(names, model, dataset)
+  dataset = processes.together(
+    lambda: with_skip_above(on_disk, train.skip_above)
+  )
+  left_out = processes.together(lambda: left_out_of(names, model, dataset))
   variants = {name: VARIANTS[name] for name in names if name not in left_out}
   plan = {
     'dataset_dir': DATASET_DIR.value,

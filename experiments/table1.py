@@ -96,7 +96,8 @@ def open_dataset_of(output_dir: Path, plan: dict) -> Dataset:
   processes.together(lambda: check_plan(output_dir, plan))
   choice = cli.FLAGS.skip_above
   if DATASET_DIR.value:
-    dataset = with_skip_above(cli.open_together(DATASET_DIR.value), choice)
+    on_disk = cli.open_together(DATASET_DIR.value)
+    dataset = processes.together(lambda: with_skip_above(on_disk, choice))
     processes.together(lambda: claim_plan(output_dir, plan))
     return dataset
   folder = output_dir / DATASET_FOLDER
