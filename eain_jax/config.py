@@ -396,6 +396,9 @@ class EainConfig(DeepConfig):
   use_attention: bool = setting(
     True, 'Attention (1-3); else h_u is the mean of the history.'
   )
+  use_softmax: bool = setting(
+    True, 'Softmax over the history (1); else the scores (2) weigh as they are.'
+  )
   attention_dim: int = setting(64, 'H, rows of W_1 and W_2 in (2).', at_least=1)
   attention_product: bool = setting(
     True,
@@ -431,6 +434,9 @@ class EainConfig(DeepConfig):
     choices=('sinusoidal', 'learned', 'none'),
   )
   position_dim: int = setting(16, 'C of (8-9).', at_least=1)
+  use_context: bool = setting(
+    True, 'Context features (19), such as hour and gap.'
+  )
   use_linear: bool = setting(
     True, 'Add a weight a feature value to the logit; not in the paper.'
   )
@@ -517,6 +523,13 @@ class TrainConfig(Settings):
     'host: batches are made beside the training and sent. device: columns and '
     'histories live on the device, and many steps run in one call.',
     choices=('host', 'device'),
+  )
+  skip_above: str = setting(
+    'dataset',
+    'Skip Above (16-17) on the negatives that training samples, in a '
+    'simulated order. dataset: as it was prepared. on and off: as if it had '
+    'been prepared with or without --skip_above.',
+    choices=('dataset', 'on', 'off'),
   )
   shuffle_labels: bool = setting(
     False,

@@ -23,6 +23,7 @@ _OF_WHOLE_RUNS = (
   'valid_negatives',
   'log_every',
   'save_every',
+  'skip_above',
 )
 
 

@@ -7,36 +7,28 @@ known. A run that was interrupted goes on when it is started again.
 """
 
 import contextlib
-import json
 from pathlib import Path
 
-import numpy as np
 import rich
 from absl import flags
 
-from eain_jax.artifacts import (
-  MANIFEST,
-  check_manifest,
-  refuse_existing,
-  write_json,
-)
 from eain_jax.config import MODEL_CONFIGS, PrepareConfig, TrainConfig
 from eain_jax.data.dataset import Dataset
 from eain_jax.data.prepare import prepare
-from eain_jax.errors import InputError
+from eain_jax.data.skip_above import with_skip_above
 from eain_jax.evaluation.evaluator import ceiling
 from eain_jax.locking import locked_folder
 from eain_jax.reporting.console import TrainingDisplay, table1_on_console
 from eain_jax.reporting.report import PAGE_FILE, write_report
-from eain_jax.reporting.table1 import Run
 from eain_jax.stopping import stop_signals
-from eain_jax.training import loop, processes
-from eain_jax.training.run_folder import (
-  FREE_SETTINGS,
-  METRICS_FILE,
-  RESULT_FILE,
-  differing_setting,
-  read_settings,
+from eain_jax.training import processes
+from eain_jax.training.run_set import (
+  Job,
+  check_plan,
+  claim_plan,
+  read_job,
+  train_job,
+  wanted,
 )
 from experiments import cli
 
@@ -60,7 +52,7 @@ cli.define_verify()
 cli.define_models()
 cli.define_config(TrainConfig)
 
-PLAN_FILE, DATASET_FOLDER, RUNS_FOLDER = 'plan.json', 'dataset', 'runs'
+DATASET_FOLDER = 'dataset'
 
 
 def plan_from_flags() -> dict:
@@ -85,8 +77,8 @@ def plan_from_flags() -> dict:
 
 
 def make_world(folder: Path) -> None:
-  """The synthetic world, made by the first process where it is not there."""
-  if not processes.is_first() or folder.is_dir():
+  """The synthetic world, where it is not there."""
+  if folder.is_dir():
     return
   # The world's tastes follow hours and months; its weekdays say nothing.
   config = PrepareConfig(
@@ -99,122 +91,42 @@ def make_world(folder: Path) -> None:
     prepare(config, folder)
 
 
-def run_folder(output_dir: Path, model: str, seed: int) -> Path:
-  return output_dir / RUNS_FOLDER / f'{model}-seed{seed}'
-
-
-def train(dataset: Dataset, model: str, seed: int, folder: Path) -> None:
-  """Trains one model and seed; a finished run is not repeated."""
-  # Its manifest is what a run writes last.
-  is_finished = np.array((folder / MANIFEST).is_file())
-  if processes.gather(is_finished).all():
-    return
-  model_config = cli.model_config_from_flags(model, ignore_unused=True)
-  config = cli.config_from_flags(TrainConfig, seed=seed)
-  with contextlib.ExitStack() as stack:
-    display = None
-    if processes.is_first():
-      title = f'{model}, seed {seed}'
-      display = stack.enter_context(TrainingDisplay(title, config.epochs))
-    loop.fit(dataset, model, model_config, config, folder, display)
-
-
-def read(dataset: Dataset, model: str, seed: int, folder: Path) -> Run:
-  """A finished run.
-
-  Raises:
-    InputError: its files are not as they were written.
-  """
-  check_manifest(folder)
-  model_config = cli.model_config_from_flags(model, ignore_unused=True)
-  config = cli.config_from_flags(TrainConfig, seed=seed)
-  settings = loop.run_config(dataset, model, model_config, config)
-  if differs := differing_setting(read_settings(folder), settings):
-    raise InputError(
-      f'{folder} holds a run with {differs}: name another --output_dir'
-    )
-  # Where a dataset lies says nothing about the numbers.
-  settings['dataset'].pop('path')
-  try:
-    result = json.loads((folder / RESULT_FILE).read_text())
-    lines = (folder / METRICS_FILE).read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-  except (OSError, ValueError) as error:
-    raise InputError(
-      f'{folder} does not hold a whole run: remove it to train it again'
-    ) from error
-  return Run(model, seed, settings, result, records)
-
-
-def wanted(plan: dict) -> dict:
-  """A plan without the devices, on which it does not depend."""
-  config = plan['train_config']
-  kept = {k: v for k, v in config.items() if k not in FREE_SETTINGS}
-  return {**plan, 'train_config': kept}
-
-
-def check_folder(output_dir: Path, plan: dict) -> None:
-  """Raises InputError where the folder holds something but this very table."""
-  plan_file = output_dir / PLAN_FILE
-  if not plan_file.is_file():
-    refuse_existing(output_dir)
-    return
-  try:
-    found = wanted(json.loads(plan_file.read_text()))
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise InputError(
-      f'{plan_file} is damaged: name another folder for --output_dir'
-    ) from error
-  if found != wanted(plan):
-    raise InputError(
-      f'--output_dir={output_dir} holds a table of other flags (see '
-      f'{plan_file}): name another folder'
-    )
-
-
-def claim_folder(output_dir: Path, plan: dict) -> None:
-  """Makes it this table's, with its world, or leaves it as it was."""
-  plan_file = output_dir / PLAN_FILE
-  if not processes.is_first():
-    return
-  is_new = not plan_file.is_file()
-  if is_new:
-    write_json(plan_file, plan)
-  if DATASET_DIR.value:
-    return
-  try:
-    make_world(output_dir / DATASET_FOLDER)
-  except BaseException:
-    if is_new:
-      plan_file.unlink()
-    raise
-
-
 def open_dataset_of(output_dir: Path, plan: dict) -> Dataset:
-  """The dataset of the flag, or the synthetic world in the output folder."""
-  processes.together(lambda: check_folder(output_dir, plan))
-  dataset = None
+  """The dataset of the flag, or the synthetic world, as it is trained on."""
+  processes.together(lambda: check_plan(output_dir, plan))
+  choice = cli.FLAGS.skip_above
   if DATASET_DIR.value:
-    dataset = cli.open_together(DATASET_DIR.value)
-  processes.together(lambda: claim_folder(output_dir, plan))
-  return dataset or cli.open_together(str(output_dir / DATASET_FOLDER))
+    on_disk = cli.open_together(DATASET_DIR.value)
+    dataset = processes.together(lambda: with_skip_above(on_disk, choice))
+    processes.together(lambda: claim_plan(output_dir, plan))
+    return dataset
+  folder = output_dir / DATASET_FOLDER
+  processes.together(
+    lambda: claim_plan(output_dir, plan, lambda: make_world(folder))
+  )
+  return with_skip_above(cli.open_together(str(folder)), choice)
 
 
 def make_table(output_dir: Path, plan: dict) -> None:
   """Trains what is not trained yet, and writes the report."""
   dataset = open_dataset_of(output_dir, plan)
-  asked = [
-    (model, seed, run_folder(output_dir, model, seed))
+  jobs = [
+    Job(
+      model,
+      model,
+      cli.model_config_from_flags(model, ignore_unused=True),
+      cli.config_from_flags(TrainConfig, seed=seed),
+    )
     for model in plan['models']
     for seed in range(SEEDS.value)
   ]
-  for run in asked:
-    train(dataset, *run)
+  for job in jobs:
+    train_job(dataset, job, output_dir, TrainingDisplay)
   if not processes.is_first():
     return
   table, times = write_report(
     output_dir,
-    [read(dataset, *run) for run in asked],
+    [read_job(dataset, job, output_dir) for job in jobs],
     dict(dataset.manifest),
     {part: ceiling(dataset, part) for part in ('valid', 'test')},
     wanted(plan),

@@ -11,7 +11,7 @@ import polars as pl
 import eain_jax
 from eain_jax.artifacts import refuse_existing
 from eain_jax.config import PrepareConfig
-from eain_jax.data import examples, features
+from eain_jax.data import examples, features, skip_above
 from eain_jax.data.amazon import read_amazon
 from eain_jax.data.columns import release, row_blocks
 from eain_jax.data.dataset import (
@@ -292,11 +292,7 @@ def _protocol_notes(task: str, split: str, config: PrepareConfig) -> list[str]:
       'has no impressions.'
     )
     if config.skip_above:
-      notes.append(
-        'Skip Above works on a simulated order: the positive stands at a '
-        'uniform place among its training negatives. Evaluation keeps all '
-        'candidates.'
-      )
+      notes.append(skip_above.NOTE)
   if split == 'last_out_no_validation':
     notes.append(
       'last_out_no_validation: the model is selected on the test part, as DIN '

@@ -1,9 +1,12 @@
-"""Intervals at 95 %: over seeds for a table, over examples for an AUC."""
+"""Intervals at 95 %: over seeds for a table, over examples for an AUC.
+
+Two models that were trained with the same seeds are compared seed by seed.
+"""
 
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +29,19 @@ class Interval:
   mean: float
   ci95: float
   values: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedDifference(Interval):
+  """A mean difference of pairs, with its interval and the test beside it.
+
+  Attributes:
+    p: two-sided, of Student's paired t: the probability of a mean at least so
+      far from 0 where the differences are normal around 0; nan where it
+      cannot be known.
+  """
+
+  p: float
 
 
 def _t_probability(angle: float, degrees: int) -> float:
@@ -83,6 +99,58 @@ def mean_interval(values: Iterable[float]) -> Interval:
     return Interval(mean, math.nan, values)
   error = statistics.stdev(values) / math.sqrt(len(values))
   return Interval(mean, t_quantile(len(values) - 1) * error, values)
+
+
+def paired_difference(
+  first: Sequence[float], second: Sequence[float]
+) -> PairedDifference:
+  """`first` minus `second`, pair by pair, by Student's paired t.
+
+  The interval holds 0 exactly where p is .05 or more. One pair has neither.
+  Where all differences are equal the interval has no width, and p is its
+  limit: 0, but 1 where they are all 0, as for two runs that are one.
+
+  Args:
+    first: [n], such as a metric of a model by seed.
+    second: [n], of another with the same seeds, in the same order.
+
+  Returns:
+    p is exact to 1e-14; as for `mean_interval` a value that is not finite
+    shows in the mean, and leaves ci95 and p nan.
+
+  Raises:
+    ValueError: no values, or not as many of both.
+  """
+  values = [a - b for a, b in zip(first, second, strict=True)]
+  interval = mean_interval(values)
+  mean, count = interval.mean, len(values)
+  if math.isnan(interval.ci95):
+    p = math.nan
+  elif mean == 0:
+    p = 1.0
+  else:
+    # t = mean / error; the angle is that of t to sqrt(n - 1).
+    error = statistics.stdev(values) / math.sqrt(count)
+    angle = math.atan2(abs(mean), error * math.sqrt(count - 1))
+    p = max(0.0, 1.0 - _t_probability(angle, count - 1))
+  return PairedDifference(mean, interval.ci95, interval.values, p)
+
+
+def adjust_p(values: Sequence[float]) -> tuple[float, ...]:
+  """p-values of one family, corrected by Holm (Scand. J. Statist. 1979).
+
+  The k-th smallest of m is multiplied by m - k + 1, and is no less than those
+  before it: with all that are below .05 called different, the probability of
+  one wrong call is at most .05. A nan is no test: it stays, and m is without
+  it.
+  """
+  adjusted = [math.nan] * len(values)
+  known = [place for place, p in enumerate(values) if not math.isnan(p)]
+  largest = 0.0
+  for rank, place in enumerate(sorted(known, key=lambda place: values[place])):
+    largest = max(largest, min(1.0, (len(known) - rank) * values[place]))
+    adjusted[place] = largest
+  return tuple(adjusted)
 
 
 def auc_interval(label_N: npt.ArrayLike, score_N: npt.ArrayLike) -> Interval:

@@ -178,11 +178,14 @@ class AdditiveAttention(nn.Module):
     use_product: adds a W_3 (x_t * x*) term inside the tanh of (2). Not in the
       paper: a sum of projections alone meets the target only through tanh.
     compute_dtype: of the matrix products.
+    use_softmax: (1); without it alpha_t is e_t of (2), which may be negative,
+      and h_u grows with the history.
   """
 
   hidden_dim: int
   use_product: bool = False
   compute_dtype: jax.typing.DTypeLike = jnp.float32
+  use_softmax: bool = True
 
   @nn.compact
   def __call__(
@@ -202,11 +205,12 @@ class AdditiveAttention(nn.Module):
     w3_EH = None
     if self.use_product:
       w3_EH = self.param('w3', init, shape).astype(dtype)
-    score_NC = additive_score(
+    weight_NC = additive_score(
       history_NE, target_RCE, segment_N, w1_EH, w2_EH, v_H, w3_EH
     )
     num_requests = target_RCE.shape[0]
-    weight_NC = segment_softmax(score_NC, segment_N, num_requests)
+    if self.use_softmax:
+      weight_NC = segment_softmax(weight_NC, segment_N, num_requests)
     self.sow('intermediates', 'attention_weight', weight_NC)
     return pool_history(weight_NC, history_NE, segment_N, num_requests)
 

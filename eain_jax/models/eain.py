@@ -25,6 +25,7 @@ from eain_jax.models.fields import (
   make_fields,
   per_example,
   pooled_history,
+  without_context,
 )
 
 
@@ -51,6 +52,8 @@ class EAIN(nn.Module):
   def __call__(self, inputs: EmbeddedBatch, train: bool = False) -> jax.Array:
     """float32 logits [R, C]."""
     config = self.config
+    if not config.use_context:
+      inputs = without_context(inputs)
     dim, dtype = config.embedding_dim, config.compute_dtype
     num_candidates = inputs.shape_RC[1]
     target_RCE = flat_target(inputs, dim)
@@ -59,6 +62,7 @@ class EAIN(nn.Module):
         config.attention_dim,
         config.attention_product,
         dtype,
+        config.use_softmax,
         name='attention',
       )(flat_history(inputs, dim), target_RCE, inputs.segment_N)
       h_u_BE = h_u_RCE.reshape(-1, h_u_RCE.shape[-1])

@@ -1,5 +1,7 @@
 """What the models see of a batch: examples, fields, first-order weights."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -18,6 +20,11 @@ def example_rows(inputs: EmbeddedBatch) -> jax.Array:
   candidate_1C = jnp.arange(num_candidates)[None, :]
   row_RC = inputs.row_R[:, None] * num_candidates + candidate_1C
   return row_RC.reshape(-1)
+
+
+def without_context(inputs: EmbeddedBatch) -> EmbeddedBatch:
+  """The inputs with no context features, K = 0."""
+  return dataclasses.replace(inputs, context_RKW=inputs.context_RKW[:, :0])
 
 
 def flat_history(inputs: EmbeddedBatch, dim: int) -> jax.Array:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eain_jax.evaluation.intervals import Interval, mean_interval
+from eain_jax.evaluation.intervals import Interval, paired_difference
 from eain_jax.reporting import paper
 
 NAMES = {
@@ -53,10 +53,12 @@ def _difference(row: Row, other: Row, metric: str) -> Interval | None:
   """Of two models over the seeds that both have; None without a number."""
   values = dict(zip(row['seeds'], row[metric]['values'], strict=True))
   others = dict(zip(other['seeds'], other[metric]['values'], strict=True))
-  pairs = [(values[seed], others[seed]) for seed in values if seed in others]
-  if not pairs or any(value is None for pair in pairs for value in pair):
+  seeds = [seed for seed in values if seed in others]
+  first = [values[seed] for seed in seeds]
+  second = [others[seed] for seed in seeds]
+  if not seeds or None in first or None in second:
     return None
-  return mean_interval(value - other for value, other in pairs)
+  return paired_difference(first, second)
 
 
 def _is_resolved(interval: Interval, boundary: float) -> bool | None:
@@ -64,6 +66,18 @@ def _is_resolved(interval: Interval, boundary: float) -> bool | None:
   if math.isnan(interval.ci95):
     return None
   return abs(interval.mean - boundary) > interval.ci95
+
+
+def _all_resolved(
+  agreeing: Sequence[bool | None], contrary: Sequence[bool | None]
+) -> bool | None:
+  """`_is_resolved` of a claim of several comparisons.
+
+  Against it one sure comparison suffices; for it every one must be sure.
+  """
+  if contrary:
+    return True if True in contrary else None if None in contrary else False
+  return False if False in agreeing else None if None in agreeing else True
 
 
 def _uncertainty(interval: Interval, row: Row, other: Row, metric: str) -> str:
@@ -127,13 +141,7 @@ def _order_claim(rows: Mapping[str, Row]) -> dict[str, Any]:
     verdicts.append((holds, difference and _is_resolved(difference, 0.0)))
   agreeing = [resolved for holds, resolved in verdicts if holds]
   contrary = [resolved for holds, resolved in verdicts if not holds]
-  # Against an order one sure pair suffices; for it, every pair must be sure.
-  if contrary:
-    resolved = True if True in contrary else None if None in contrary else False
-  else:
-    resolved = (
-      False if False in agreeing else None if None in agreeing else True
-    )
+  resolved = _all_resolved(agreeing, contrary)
   measured = sorted(models, key=lambda model: rows[model]['auc']['mean'])
   sentence = (
     'Measured: '
@@ -178,19 +186,43 @@ def _best_claim(rows: Mapping[str, Row], metric: str) -> dict[str, Any]:
     f'EAIN {eain[metric]["mean"]:.4f}, the best other model, {rival["name"]}, '
     f'{rival[metric]["mean"]:.4f}'
   )
-  difference, resolved = _difference(eain, rival, metric), None
+  difference = _difference(eain, rival, metric)
   if difference is None:
     sentence += ', which have no seed in common'
   else:
     error = _uncertainty(difference, eain, rival, metric)
     sentence += f': {signed(difference.mean)} ({error})'
-    resolved = _is_resolved(difference, 0.0)
+  # By model, whether EAIN is above, and whether that is sure.
+  ahead: dict[str, bool] = {}
+  sure: dict[str, bool | None] = {}
+  for model, row in rivals.items():
+    difference = _difference(eain, row, metric)
+    ahead[model] = eain[metric]['mean'] > row[metric]['mean']
+    sure[model] = difference and _is_resolved(difference, 0.0)
+  unsure = [
+    row['name']
+    for model, row in rivals.items()
+    if sure[model] is False and row is not rival
+  ]
+  if unsure:
+    sentence += (
+      f'; nor does the interval over seeds settle {", ".join(unsure)}'
+      if sure[rival['model']] is False
+      else f'; the interval over seeds does not settle {", ".join(unsure)}'
+    )
   absent = [NAMES[m] for m in paper.TABLE_1 if m not in measured]
   if absent:
     sentence += f'; not measured: {", ".join(absent)}'
-  holds = eain[metric]['mean'] > rival[metric]['mean']
+  holds = all(ahead.values())
   return _claim(
-    claim, metric, None if holds and absent else holds, resolved, sentence + '.'
+    claim,
+    metric,
+    None if holds and absent else holds,
+    _all_resolved(
+      [sure[model] for model in rivals if ahead[model]],
+      [sure[model] for model in rivals if not ahead[model]],
+    ),
+    sentence + '.',
   )
 
 

@@ -28,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eain_jax.reporting import document
+from eain_jax.reporting.ablation import ablation_report
 from eain_jax.reporting.claims import METRIC_NAMES
 
 console = Console(stderr=True, highlight=False)
@@ -76,14 +77,36 @@ def table1_on_console(
     table: of `table1.build_table1`.
     times: of `table1.training_times`.
   """
-  blocks: list[RenderableType] = [_text(document.subtitle(table), 'bold')]
-  for section in document.sections(table)[:2]:
+  report = document.table1_report(table)
+  return _report(report, 2, [document.times_grid(table, times)])
+
+
+def ablation_on_console(table: Mapping[str, Any]) -> RenderableType:
+  """The differences of an ablation, and what can be said of each.
+
+  Args:
+    table: of `ablation.build_ablation`.
+  """
+  return _report(ablation_report(table), 2, [])
+
+
+def _report(
+  report: document.Report, num_sections: int, more: Sequence[document.Grid]
+) -> RenderableType:
+  """The first sections of a report, and grids after them."""
+  blocks: list[RenderableType] = [_text(report.subtitle, 'bold')]
+  for section in report.sections[:num_sections]:
     for block in section.blocks:
       match block:
         case document.Grid():
           blocks.append(_grid(block))
         case document.Paragraph(text):
           blocks.append(_text(text, 'dim'))
+        case document.Points(items):
+          lines = Table.grid(padding=(0, 2))
+          for name, text in items:
+            lines.add_row(_text(name, 'bold'), _text(text))
+          blocks.append(lines)
         case document.Verdicts(claims):
           lines = Table.grid(padding=(0, 2))
           for claim in claims:
@@ -93,7 +116,7 @@ def table1_on_console(
               _text(f'{claim["claim"]}. {claim["measured"]}'),
             )
           blocks.append(lines)
-  blocks.append(_grid(document.times_grid(table, times)))
+  blocks += [_grid(grid) for grid in more]
   return Group(*(Padding(block, (0, 0, 1, 0)) for block in blocks))
 
 

@@ -1,4 +1,4 @@
-"""The report as plain blocks, from which Markdown and the page are written."""
+"""A report as plain blocks, from which Markdown and the page are written."""
 
 import dataclasses
 import math
@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from eain_jax.reporting import paper
-from eain_jax.reporting.claims import METRIC_NAMES, NAMES
+from eain_jax.reporting.claims import METRIC_NAMES, NAMES, signed
 
+TITLE = 'Table 1, measured'
 ABSENT = '-'
 LOWER_IS_BETTER = ('logloss', 'ece')
 _PAPER_NAMES = {'auc': 'AUC', 'precision@10': 'P@10', 'recall@10': 'R@10'}
 _OTHER_METRICS = ('gauc', 'logloss', 'ndcg@10', 'hit_rate@10', 'mrr')
+COMPARED_METRICS = ('auc', 'gauc', 'ndcg@10')
 _MORE_METRICS = ('f1_per_request', 'mrr@10', 'calibration', 'ece')
 
 
@@ -85,6 +87,23 @@ class Section:
   blocks: tuple[Block, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """All of a report but its figures.
+
+  Attributes:
+    title: of the page.
+    subtitle: what was measured, in one line.
+    tiles: numbers that stand first, each with what it is.
+    sections: the rest, what was measured first.
+  """
+
+  title: str
+  subtitle: str
+  tiles: tuple[tuple[str, str], ...]
+  sections: tuple[Section, ...]
+
+
 def printable(text: Any) -> str:
   """One line without control characters: ids and file names are hostile."""
   return ''.join(
@@ -104,6 +123,52 @@ def interval_text(interval: Mapping[str, Any]) -> str:
   if interval['ci95'] is None:
     return mean
   return f'{mean} ± {interval["ci95"]:.4f}'
+
+
+def difference_text(difference: Mapping[str, Any] | None) -> str:
+  """A signed mean, and ± half the width of its interval where there is one."""
+  if difference is None or difference['mean'] is None:
+    return ABSENT
+  text = signed(difference['mean'])
+  if difference['ci95'] is None:
+    return text
+  return f'{text} ± {difference["ci95"]:.4f}'
+
+
+def p_text(p: float | None) -> str:
+  """Three decimals, which is more than a few seeds can tell."""
+  if p is None:
+    return ABSENT
+  return f'{p:.3f}' if p >= 0.0005 else '< 0.001'
+
+
+def difference_grid(
+  rows: Iterable[tuple[str, Mapping[str, Any] | None]],
+  first_column: str,
+  metrics: Sequence[str],
+  caption: str,
+) -> Grid:
+  """Differences of rows to one of them, each with its p-value.
+
+  Args:
+    rows: name and differences, by metric as of `measured.differences_to`.
+    first_column: what the names are of.
+    metrics: that are shown.
+    caption: of the table.
+  """
+  header = [first_column]
+  for metric in metrics:
+    header += [METRIC_NAMES[metric], 'p']
+  cells = []
+  for name, differences in rows:
+    line = [Cell(name)]
+    for metric in metrics:
+      of_metric = differences[metric] if differences else None
+      p = of_metric['p_holm'] if of_metric else None
+      line += [Cell(difference_text(of_metric)), Cell(p_text(p))]
+    cells.append(tuple(line))
+  quoted = frozenset(range(2, len(header), 2))
+  return Grid(tuple(header), tuple(cells), quoted=quoted, caption=caption)
 
 
 def best_row(
@@ -179,14 +244,21 @@ def _other_metrics(
 
 def _measured(table: Mapping[str, Any]) -> Section:
   notes = [Paragraph(sentence) for sentence in table['notes']]
-  return Section(
-    'Measured',
-    (
-      _table1(table),
-      _other_metrics(table, _OTHER_METRICS, 'Beside the metrics of the paper:'),
-      *notes,
-    ),
-  )
+  grids = [
+    _table1(table),
+    _other_metrics(table, _OTHER_METRICS, 'Beside the metrics of the paper:'),
+  ]
+  compared = [row for row in table['rows'] if 'minus_eain' in row]
+  if compared:
+    grids.append(
+      difference_grid(
+        [(row['name'], row['minus_eain']) for row in compared],
+        'Minus EAIN',
+        COMPARED_METRICS,
+        'Each model minus EAIN, paired by seed:',
+      )
+    )
+  return Section('Measured', (*grids, *notes))
 
 
 def _claims(table: Mapping[str, Any]) -> Section:
@@ -241,7 +313,8 @@ def _paper(table: Mapping[str, Any]) -> Section:
   )
 
 
-def _protocol(table: Mapping[str, Any]) -> Section:
+def protocol_section(table: Mapping[str, Any]) -> Section:
+  """How the numbers came about."""
   protocol = table['protocol']
   points = [(name, protocol[name]) for name in protocol if name != 'simulated']
   points += [('Note', note) for note in protocol['simulated']]
@@ -264,7 +337,8 @@ def _period(dataset: Mapping[str, Any]) -> str:
   return f'{days[0]} to {days[1]}'
 
 
-def _data(table: Mapping[str, Any]) -> Section:
+def data_section(table: Mapping[str, Any]) -> Section:
+  """The dataset, its sources and features."""
   dataset = table['dataset']
   counts = dataset['counts']
   whole = {k: v for k, v in counts.items() if not isinstance(v, Mapping)}
@@ -344,8 +418,9 @@ def times_grid(
   return Grid(('Model', 'seconds', 'examples/s'), tuple(rows))
 
 
-def _training(table: Mapping[str, Any]) -> Section:
-  rows = [
+def training_grid(rows: Iterable[Mapping[str, Any]], first_column: str) -> Grid:
+  """What came of the training of each row."""
+  cells = [
     tuple(
       Cell(text)
       for text in (
@@ -357,20 +432,24 @@ def _training(table: Mapping[str, Any]) -> Section:
         interval_text(row['valid']['gauc']),
       )
     )
-    for row in table['rows']
+    for row in rows
   ]
   header = (
-    'Model',
+    first_column,
     'seeds',
     'parameters',
     'best epoch',
     'validation AUC',
     'validation GAUC',
   )
+  return Grid(header, tuple(cells))
+
+
+def _training(table: Mapping[str, Any]) -> Section:
   return Section(
     'Training and calibration',
     (
-      Grid(header, tuple(rows)),
+      training_grid(table['rows'], 'Model'),
       _other_metrics(
         table,
         _MORE_METRICS,
@@ -389,7 +468,8 @@ def _flag(name: str, value: Any) -> str:
   return f'--{name}={shlex.quote(printable(value)) if value != "" else ""}'
 
 
-def _flag_lines(values: Mapping[str, Any]) -> tuple[str, ...]:
+def flag_lines(values: Mapping[str, Any]) -> tuple[str, ...]:
+  """Settings as the flags that set them."""
   return tuple(
     textwrap.wrap(
       ' '.join(_flag(name, value) for name, value in values.items()),
@@ -413,9 +493,9 @@ def _settings(table: Mapping[str, Any]) -> Section:
   }
   blocks: list[Block] = [
     Paragraph('The data were prepared with'),
-    Lines(_flag_lines(settings['prepare'])),
+    Lines(flag_lines(settings['prepare'])),
     Paragraph('All models were trained with'),
-    Lines(_flag_lines(shared)),
+    Lines(flag_lines(shared)),
   ]
   for model, values in models.items():
     own = {
@@ -424,18 +504,20 @@ def _settings(table: Mapping[str, Any]) -> Section:
       if name not in shared
     }
     blocks.append(Paragraph(f'{NAMES.get(model, model)}:'))
-    blocks.append(Lines(_flag_lines({**values['model_config'], **own})))
+    blocks.append(Lines(flag_lines({**values['model_config'], **own})))
   return Section('Flags', tuple(blocks))
 
 
-def _versions(table: Mapping[str, Any]) -> Section:
+def versions_section(table: Mapping[str, Any]) -> Section:
+  """What computed the numbers."""
   text = ', '.join(f'{name} {v}' for name, v in table['versions'].items())
   return Section('Versions', (Paragraph(f'{text}.'),))
 
 
-def subtitle(table: Mapping[str, Any]) -> str:
+def subtitle(
+  dataset: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]
+) -> str:
   """What was measured, in one line."""
-  dataset, rows = table['dataset'], table['rows']
   names = [printable(source['name']) for source in dataset['sources']]
   data = ', '.join(names) if names else 'the synthetic world'
   seeds = sorted({seed for row in rows for seed in row['seeds']})
@@ -447,15 +529,44 @@ def subtitle(table: Mapping[str, Any]) -> str:
   )
 
 
-def sections(table: Mapping[str, Any]) -> tuple[Section, ...]:
+def _tiles(table: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+  rows = {row['model']: row for row in table['rows']}
+  tiles = []
+  best = best_row(table['rows'], 'auc')
+  if best:
+    value = number_text(best['auc']['mean'])
+    tiles.append((value, f'highest test AUC: {best["name"]}'))
+  if 'eain' in rows and best is not rows['eain']:
+    value = number_text(rows['eain']['auc']['mean'])
+    tiles.append((value, 'test AUC of EAIN'))
+  if table['ceiling']['test']:
+    value = number_text(table['ceiling']['test']['auc'])
+    tiles.append((value, 'AUC ceiling of this world'))
+  words = [claim['verdict'].split()[0] for claim in table['holds']]
+  measured = len(words) - words.count('not')
+  tiles.append(
+    (
+      f'{words.count("holds")} of {measured}',
+      "of the paper's claims that were measured hold here",
+    )
+  )
+  return tuple(tiles)
+
+
+def table1_report(table: Mapping[str, Any]) -> Report:
   """The whole report of a table that `build_table1` made."""
-  return (
-    _measured(table),
-    _claims(table),
-    _paper(table),
-    _protocol(table),
-    _data(table),
-    _training(table),
-    _settings(table),
-    _versions(table),
+  return Report(
+    TITLE,
+    subtitle(table['dataset'], table['rows']),
+    _tiles(table),
+    (
+      _measured(table),
+      _claims(table),
+      _paper(table),
+      protocol_section(table),
+      data_section(table),
+      _training(table),
+      _settings(table),
+      versions_section(table),
+    ),
   )

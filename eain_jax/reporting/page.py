@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from eain_jax.reporting import document
-from eain_jax.reporting.table1 import TITLE
 
 _FOLDED = ('Data', 'Flags', 'Versions')
 
@@ -188,41 +187,21 @@ def _figure(name: str, path: Path) -> str:
   )
 
 
-def _tiles(table: Mapping[str, Any]) -> str:
-  rows = {row['model']: row for row in table['rows']}
-  tiles = []
-  best = document.best_row(table['rows'], 'auc')
-  if best:
-    value = document.number_text(best['auc']['mean'])
-    tiles.append((value, f'highest test AUC: {best["name"]}'))
-  if 'eain' in rows and best is not rows['eain']:
-    value = document.number_text(rows['eain']['auc']['mean'])
-    tiles.append((value, 'test AUC of EAIN'))
-  if table['ceiling']['test']:
-    value = document.number_text(table['ceiling']['test']['auc'])
-    tiles.append((value, 'AUC ceiling of this world'))
-  words = [claim['verdict'].split()[0] for claim in table['holds']]
-  measured = len(words) - words.count('not')
-  tiles.append(
-    (
-      f'{words.count("holds")} of {measured}',
-      "of the paper's claims that were measured hold here",
-    )
-  )
-  return ''.join(
+def _tile(value: str, text: str) -> str:
+  return (
     f'<div class="tile"><b>{_text(value)}</b><span>{_text(text)}</span></div>'
-    for value, text in tiles
   )
 
 
-def render_page(table: Mapping[str, Any], figures: Mapping[str, Path]) -> str:
+def render_page(report: document.Report, figures: Mapping[str, Path]) -> str:
   """`report.html`: the whole report in one file, figures included.
 
   Args:
-    table: of `build_table1`.
+    report: all else.
     figures: PNG files by the title that they get, shown after the numbers.
   """
-  first, *others = document.sections(table)
+  first, *others = report.sections
+  tiles = ''.join(_tile(*tile) for tile in report.tiles)
   body = '\n'.join(
     [
       _section(first),
@@ -235,16 +214,16 @@ def render_page(table: Mapping[str, Any], figures: Mapping[str, Path]) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_text(TITLE)}</title>
+<title>{_text(report.title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
 <main>
 <header>
-<h1>{_text(TITLE)}</h1>
-<p>{_text(document.subtitle(table))}</p>
+<h1>{_text(report.title)}</h1>
+<p>{_text(report.subtitle)}</p>
 </header>
-<div class="tiles">{_tiles(table)}</div>
+<div class="tiles">{tiles}</div>
 {body}
 </main>
 </body>

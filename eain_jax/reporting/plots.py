@@ -18,7 +18,7 @@ from eain_jax.artifacts import written_whole
 from eain_jax.config import MODEL_CONFIGS
 from eain_jax.reporting import paper
 from eain_jax.reporting.claims import NAMES
-from eain_jax.reporting.table1 import Run
+from eain_jax.training.run_set import Run
 
 # Okabe and Ito's palette, told apart with any colour vision; shapes as well.
 _STYLES = {

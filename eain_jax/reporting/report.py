@@ -1,8 +1,12 @@
 """The report as files, all of them or none, and a manifest that says so.
 
     table1.json, table1.md, report.html, auc.png, training_curves.png
+    differences.png  each model minus EAIN, where seeds are paired
     times.json     what training took
     manifest.json  size and sha256 of each file, the dataset, version, flags
+
+An ablation has ablation.json, ablation.md, ablation.png, report.html and
+manifest.json.
 
 Two reports of the same flags and data on one machine are the same to the last
 bit, however often they were interrupted; times alone differ, so the manifest
@@ -20,18 +24,25 @@ from eain_jax.artifacts import (
   write_manifest,
   write_text,
 )
+from eain_jax.reporting.ablation import ablation_lines, ablation_report
+from eain_jax.reporting.difference_plot import plot_differences
+from eain_jax.reporting.document import table1_report
+from eain_jax.reporting.markdown import render_markdown
+from eain_jax.reporting.measured import Line
 from eain_jax.reporting.page import render_page
 from eain_jax.reporting.plots import plot_auc, plot_training_curves
 from eain_jax.reporting.table1 import (
-  Run,
   build_table1,
-  render_markdown,
   training_times,
 )
+from eain_jax.training.run_set import Run
 
 TABLE_FILE, TEXT_FILE, PAGE_FILE = 'table1.json', 'table1.md', 'report.html'
 CURVES_FILE, AUC_FILE = 'training_curves.png', 'auc.png'
+DIFFERENCES_FILE = 'differences.png'
 TIMES_FILE = 'times.json'
+ABLATION_FILE, ABLATION_TEXT = 'ablation.json', 'ablation.md'
+ABLATION_PICTURE = 'ablation.png'
 
 
 def write_report(
@@ -59,15 +70,45 @@ def write_report(
   table = build_table1(runs, manifest, ceilings)
   times = training_times(runs)
   with files_written_together(folder, 'report') as beside:
-    _write_files(beside, table, times, runs, ceilings)
+    figures = _write_files(beside, table, times, runs, ceilings)
     write_manifest(
       beside,
-      (TABLE_FILE, TEXT_FILE, PAGE_FILE, CURVES_FILE, AUC_FILE),
+      (TABLE_FILE, TEXT_FILE, PAGE_FILE, *figures),
       version=eain_jax.__version__,
       dataset=manifest['fingerprint'],
       flags=dict(flags),
     )
   return table, times
+
+
+def write_ablation(
+  folder: Path, table: Mapping[str, Any], flags: Mapping[str, Any]
+) -> None:
+  """Writes all files of an ablation, or none: a manifest vouches for them.
+
+  Args:
+    folder: is there.
+    table: of `build_ablation`.
+    flags: what the user asked for, ready for JSON.
+
+  Raises:
+    InputError: a file cannot be written.
+  """
+  with files_written_together(folder, 'report') as beside:
+    picture = beside / ABLATION_PICTURE
+    plot_differences(ablation_lines(table), 'EAIN', picture)
+    write_json(beside / ABLATION_FILE, table)
+    report = ablation_report(table)
+    write_text(beside / ABLATION_TEXT, render_markdown(report))
+    figures = {'What each change does': picture}
+    write_text(beside / PAGE_FILE, render_page(report, figures))
+    write_manifest(
+      beside,
+      (ABLATION_FILE, ABLATION_TEXT, PAGE_FILE, ABLATION_PICTURE),
+      version=eain_jax.__version__,
+      dataset=table['dataset']['fingerprint'],
+      flags=dict(flags),
+    )
 
 
 def _write_files(
@@ -76,12 +117,22 @@ def _write_files(
   times: Mapping[str, Any],
   runs: Sequence[Run],
   ceilings: Mapping[str, Mapping[str, float] | None],
-) -> None:
-  curves, bars = folder / CURVES_FILE, folder / AUC_FILE
+) -> list[str]:
+  """Writes all but the manifest; the names of the figures."""
+  bars, curves = folder / AUC_FILE, folder / CURVES_FILE
+  figures = {'Test AUC': bars}
   plot_training_curves(runs, curves, ceilings['valid'])
   plot_auc(table, bars)
+  compared = [row for row in table['rows'] if 'minus_eain' in row]
+  if compared:
+    differences = folder / DIFFERENCES_FILE
+    lines = [Line(row['name'], row['minus_eain']) for row in compared]
+    plot_differences(lines, 'EAIN', differences)
+    figures['Each model minus EAIN'] = differences
+  figures['Training curves'] = curves
   write_json(folder / TABLE_FILE, table)
-  write_text(folder / TEXT_FILE, render_markdown(table))
-  page = render_page(table, {'Test AUC': bars, 'Training curves': curves})
-  write_text(folder / PAGE_FILE, page)
+  report = table1_report(table)
+  write_text(folder / TEXT_FILE, render_markdown(report))
+  write_text(folder / PAGE_FILE, render_page(report, figures))
   write_json(folder / TIMES_FILE, times)
+  return [path.name for path in figures.values()]

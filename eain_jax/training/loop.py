@@ -22,6 +22,7 @@ from eain_jax.artifacts import write_json, write_manifest
 from eain_jax.config import ModelConfig, TrainConfig
 from eain_jax.data.batches import EvalStream, make_eval_stream, prefetch
 from eain_jax.data.dataset import Dataset
+from eain_jax.data.skip_above import with_skip_above
 from eain_jax.errors import InputError, Interrupted
 from eain_jax.evaluation import evaluator
 from eain_jax.locking import locked_folder
@@ -91,7 +92,8 @@ def run_config(
   config: TrainConfig,
 ) -> dict[str, Any]:
   """What identifies a run; written as `config.json`."""
-  config = resolve_config(dataset, model_name, model_config, config)
+  trained_on = with_skip_above(dataset, config.skip_above)
+  config = resolve_config(trained_on, model_name, model_config, config)
   return settings_of(dataset, model_name, model_config, config)
 
 
@@ -159,8 +161,12 @@ def fit(
       suit the devices; the loss is not finite.
     Interrupted: SIGTERM or SIGINT came; the state is saved in `work_dir`.
   """
+  given = dataset
   with contextlib.ExitStack() as stack:
     stop = stack.enter_context(stop_signals())
+    dataset = processes.together(
+      lambda: with_skip_above(given, config.skip_above)
+    )
     setup = processes.together(
       lambda: set_up(dataset, model_name, model_config, config)
     )

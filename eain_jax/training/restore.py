@@ -9,6 +9,7 @@ import jax
 from eain_jax.config import MODEL_CONFIGS, TrainConfig
 from eain_jax.data.batches import make_eval_stream
 from eain_jax.data.dataset import Dataset, open_dataset
+from eain_jax.data.skip_above import with_skip_above
 from eain_jax.errors import InputError
 from eain_jax.models import Model, make_model
 from eain_jax.training.checkpoint import Checkpoints
@@ -75,6 +76,7 @@ def open_run(
       f'{work_dir} was trained on another dataset than {dataset.path}: name '
       'its own with --dataset_dir, ids mean something else elsewhere'
     )
+  dataset = with_skip_above(dataset, config.skip_above)
   model = make_model(name, model_config)
   batch = make_eval_stream(dataset, 'valid', EVAL_BATCH_SIZE, 1).batch(0)
   shapes = jax.eval_shape(

@@ -65,6 +65,82 @@ def test_no_values_are_refused():
     intervals.mean_interval([])
 
 
+def test_paired_difference_by_hand():
+  # Differences .005, .01, .015: mean .01, s .005, t = .01 sqrt(3) / .005 =
+  # 2 sqrt(3). With 2 degrees P(|t| <= x) = x / sqrt(2 + x^2) = sqrt(12 / 14).
+  found = intervals.paired_difference((0.8, 0.81, 0.82), (0.795, 0.8, 0.805))
+  assert found.mean == pytest.approx(0.01)
+  assert found.ci95 == pytest.approx(4.302653 * 0.005 / math.sqrt(3), abs=1e-8)
+  assert found.values == pytest.approx((0.005, 0.01, 0.015))
+  assert found.p == pytest.approx(1 - math.sqrt(12 / 14), abs=1e-9)
+
+
+@pytest.mark.parametrize('count', [2, 3, 4, 5, 10, 31])
+@pytest.mark.parametrize('shift', [0.0, 0.3, -2.0])
+def test_paired_difference_is_scipys(count, shift):
+  rng = np.random.default_rng(count)
+  first, second = rng.normal(shift, 1, count), rng.normal(0, 1, count)
+  found = intervals.paired_difference(first, second)
+  test = scipy.stats.ttest_rel(first, second)
+  low, high = test.confidence_interval(0.95)
+  assert found.p == pytest.approx(test.pvalue, abs=1e-14, rel=1e-9)
+  assert found.mean - found.ci95 == pytest.approx(low, rel=1e-11)
+  assert found.mean + found.ci95 == pytest.approx(high, rel=1e-11)
+  assert (abs(found.mean) <= found.ci95) == (found.p >= 0.05)
+
+
+def test_paired_difference_sees_what_unpaired_intervals_hide():
+  """Seeds that move both alike."""
+  first = (0.70, 0.80, 0.90)
+  second = (0.69, 0.79, 0.891)
+  found = intervals.paired_difference(first, second)
+  assert found.mean - found.ci95 > 0
+  assert intervals.mean_interval(first).ci95 > 10 * found.mean
+
+
+@pytest.mark.parametrize(
+  ('second', 'p'), [((1.0, 2.0, 3.0), 1.0), ((0.5, 1.5, 2.5), 0.0)]
+)
+def test_differences_without_variance(second, p):
+  found = intervals.paired_difference((1.0, 2.0, 3.0), second)
+  assert (found.ci95, found.p) == (0.0, p)
+
+
+def test_one_pair_or_a_failed_seed_has_no_test():
+  found = intervals.paired_difference((0.7,), (0.6,))
+  assert found.mean == pytest.approx(0.1)
+  assert math.isnan(found.ci95)
+  assert math.isnan(found.p)
+  found = intervals.paired_difference((0.7, math.nan), (0.6, 0.5))
+  assert math.isnan(found.mean)
+  assert math.isnan(found.p)
+
+
+def test_pairs_must_be_pairs():
+  with pytest.raises(ValueError, match='shorter'):
+    intervals.paired_difference((1.0, 2.0), (1.0,))
+  with pytest.raises(ValueError, match='values is empty'):
+    intervals.paired_difference((), ())
+
+
+def test_adjust_p_by_hand():
+  # Sorted .01 .02 .03 .04, times 4 3 2 1: .04 .06 .06 .04, rising .06.
+  found = intervals.adjust_p((0.04, 0.01, 0.03, 0.02))
+  assert found == pytest.approx((0.06, 0.04, 0.06, 0.06))
+  # A nan is not counted; a p cannot exceed 1.
+  found = intervals.adjust_p((0.6, math.nan, 0.7))
+  assert found == pytest.approx((1.0, math.nan, 1.0), nan_ok=True)
+  assert intervals.adjust_p(()) == ()
+
+
+def test_adjust_p_keeps_the_error_of_the_family():
+  """Of 1000 families of 10 true nulls, at most 50 + 2.3 sd call one false."""
+  p_FN = np.random.default_rng(0).uniform(size=(1000, 10))
+  wrong = sum(min(intervals.adjust_p(p_N)) < 0.05 for p_N in p_FN)
+  assert wrong <= 50 + 2.3 * math.sqrt(1000 * 0.05 * 0.95)
+  assert sum(min(p_N) < 0.05 for p_N in p_FN) > 300
+
+
 def loop_delong(label, score):
   """Half width from DeLong's definition, a pair at a time."""
   positives = [s for y, s in zip(label, score, strict=True) if y]

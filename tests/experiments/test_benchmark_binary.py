@@ -93,7 +93,7 @@ def test_a_sweep_draws_its_rows_and_says_what_it_leaves_out(tmp_path):
     f'--output_dir={out}',
     *TINY,
     '--noceilings',
-    '--model=lr,dnn',
+    '--model=lr,mf',
     '--modes=train',
     '--sweep=items',
     '--sweep_values=200,1_000,2_000_000_000',
@@ -101,11 +101,11 @@ def test_a_sweep_draws_its_rows_and_says_what_it_leaves_out(tmp_path):
   result = json.loads((out / 'benchmark.json').read_text())
   assert [(r['model'], r['items']) for r in result['rows']] == [
     ('lr', 200),
-    ('dnn', 200),
+    ('mf', 200),
     ('lr', 1_000),
-    ('dnn', 1_000),
+    ('mf', 1_000),
   ]
-  assert [s['model'] for s in result['skipped']] == ['lr', 'dnn']
+  assert [s['model'] for s in result['skipped']] == ['lr', 'mf']
   assert 'Left out: lr with 2,000,000,000 items' in stdout
   assert (out / 'sweep_items.png').read_bytes().startswith(PICTURE)
 
@@ -116,7 +116,7 @@ def test_a_sweep_of_batches_with_ceilings_and_preparation(tmp_path):
   stdout = succeed(
     f'--output_dir={out}',
     *TINY,
-    '--model=dnn',
+    '--model=lr',
     '--sweep=batch_size',
     '--sweep_values=32,64',
     '--prepare',

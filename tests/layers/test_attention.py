@@ -176,6 +176,24 @@ def test_additive_attention_is_equations_1_to_3(use_product):
       )
 
 
+@pytest.mark.parametrize('extra', [0, 9])
+def test_without_softmax_the_scores_weigh_as_they_are(extra):
+  """h_u = sum_t e_t x_t, one pair at a time; padding of junk adds nothing."""
+  history_BTE, mask_BT, target_BCE, params = random_inputs()
+  score = additive(params, use_product=True)
+  expected = np.zeros((B, C, E))
+  for b in range(B):
+    for t in np.flatnonzero(mask_BT[b]):
+      for c in range(C):
+        e_t = score(history_BTE[b, t], target_BCE[b, c])
+        expected[b, c] += e_t * history_BTE[b, t]
+  history_NE, segment_N = packed(history_BTE, mask_BT, extra)
+  with jax.enable_x64():
+    module = AdditiveAttention(H, True, jnp.float64, use_softmax=False)
+    found = module.apply({'params': params}, history_NE, target_BCE, segment_N)
+  np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
 def test_one_event_is_the_whole_of_h_u():
   history_BTE, mask_BT, target_BCE, params = random_inputs()
   history_NE, segment_N = packed(history_BTE, mask_BT)
@@ -192,10 +210,12 @@ def test_one_event_is_the_whole_of_h_u():
 def make_module(kind):
   if kind == 'additive':
     return AdditiveAttention(H, use_product=True)
+  if kind == 'additive_raw':
+    return AdditiveAttention(H, use_product=True, use_softmax=False)
   return ActivationUnit((H, 5), 'dice', use_softmax=kind == 'unit_softmax')
 
 
-KINDS = ['additive', 'unit_softmax', 'unit_raw']
+KINDS = ['additive', 'additive_raw', 'unit_softmax', 'unit_raw']
 
 
 def as_float32(*arrays):
@@ -212,7 +232,7 @@ def test_padding_and_order_change_nothing(kind, train):
   history_BTE, mask_BT, target_BCE, _ = random_inputs()
   module = make_module(kind)
   (target,) = as_float32(target_BCE)
-  kwargs = {} if kind == 'additive' else {'train': train}
+  kwargs = {} if kind.startswith('additive') else {'train': train}
   variables = jax.jit(module.init)(
     jax.random.key(0),
     *as_float32(packed(history_BTE, mask_BT)[0]),
@@ -240,7 +260,7 @@ def test_all_padding_gives_zeros_and_zero_gradients(kind):
   history = jnp.ones((4, E))
   target = jnp.ones((2, C, E))
   segment = jnp.full(4, 2, jnp.int32)
-  kwargs = {} if kind == 'additive' else {'train': True}
+  kwargs = {} if kind.startswith('additive') else {'train': True}
   variables = jax.jit(module.init)(jax.random.key(0), history, target, segment)
   stats = {k: v for k, v in variables.items() if k == 'stats'}
 
@@ -396,7 +416,7 @@ def test_packed_is_padded_with_its_gradients(kind):
   """Real events alone, and [B * T] with padding: to 1e-6."""
   history_BTE, mask_BT, target_BCE, _ = random_inputs()
   module = make_module(kind)
-  kwargs = {} if kind == 'additive' else {'train': True}
+  kwargs = {} if kind.startswith('additive') else {'train': True}
   history, target = as_float32(history_BTE, target_BCE)
   padded = attention.pack_histories(history, jnp.asarray(mask_BT))
   count = int(mask_BT.sum())

@@ -69,3 +69,13 @@ def test_first_order_is_a_sum_of_one_column():
     [[0.2] * 3, [0.4] * 3],
     atol=1e-4,
   )
+
+
+def test_without_context_nothing_of_it_is_left():
+  inputs = fields.without_context(hand_inputs())
+  found = fields.make_fields(inputs, jnp.zeros((6, 4)), 2, use_user=True)
+  np.testing.assert_allclose(
+    found[4], [[0.3, 0.4], [16, 17], [18, 19], [0, 0], [0, 0]]
+  )
+  # 17 + 19 of the target.
+  assert float(fields.first_order(inputs, 1, False)[1, 1]) == 36.0

@@ -314,6 +314,9 @@ def eain_tree(dataset, small_config, state_shapes):
 # Settings, modules or parameters that go and that come, the width of the head.
 SWITCHES = {
   'no_attention': ({'use_attention': False}, ['attention'], [], 634),
+  'no_softmax': ({'use_softmax': False}, [], [], 634),
+  # 7 fields, 21 pairs.
+  'no_context': ({'use_context': False}, [], [], 7 * 8 + 21 * 8 + 10),
   'no_product': ({'attention_product': False}, ['attention/w3'], [], 634),
   'no_se': ({'use_se': False}, ['squeeze_excitation'], [], 634),
   'no_mask': ({'use_mask_block': False}, ['mask_block'], [], 106),

@@ -176,6 +176,8 @@ def din_logit(config, params, stats, example):
 
 def eain_logit(config, params, stats, example):
   dim = config.embedding_dim
+  if not config.use_context:
+    example = (*example[:3], [], example[4])
   user, target, history, context, t = cut(example, dim)
   # (1) to (3).
   attention, x_star = params['attention'], np.concatenate(target)
@@ -186,7 +188,9 @@ def eain_logit(config, params, stats, example):
     if config.attention_product:
       inside = inside + (x_t * x_star) @ attention['w3']
     scores.append(np.tanh(inside) @ attention['v'])
-  h_u, h_parts = pool(softmax(scores) if history else [], history, target)
+  if history and config.use_softmax:
+    scores = softmax(scores)
+  h_u, h_parts = pool(scores, history, target)
   fields = np.stack(with_user(config, user, [*target, *h_parts, *context]))
   raw = fields.reshape(-1)
   # (5) and (6).
@@ -262,6 +266,8 @@ CASES = {
     'eain',
     {'paim_input': 'history_and_target', 'position': 'learned'},
   ),
+  'eain_raw_scores': ('eain', {'use_softmax': False}),
+  'eain_no_context': ('eain', {'use_context': False}),
   'eain_no_position': ('eain', {'position': 'none', 'paim_layers': 3}),
 }
 

@@ -3,7 +3,7 @@
 import pytest
 
 from eain_jax.config import MODEL_CONFIGS, PrepareConfig, TrainConfig
-from eain_jax.reporting.table1 import Run
+from eain_jax.training.run_set import Run
 
 FINGERPRINT = 'f0' * 32
 

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from eain_jax.artifacts import write_text
+from eain_jax.reporting.document import table1_report
 from eain_jax.reporting.page import render_page
 from eain_jax.reporting.table1 import build_table1
 
@@ -43,7 +44,7 @@ def make_page(fake, tmp_path):
       paths[name] = tmp_path / f'{number}.png'
       paths[name].write_bytes(b'\x89PNG' + bytes([number]))
     table = build_table1(runs, fake.manifest(**manifest), fake.no_ceilings)
-    return render_page(table, paths)
+    return render_page(table1_report(table), paths)
 
   return make
 

@@ -55,6 +55,18 @@ def test_reports_of_equal_runs_differ_in_times_alone(write, fake, tmp_path):
     (tmp_path / 'one' / name).write_bytes(made[0][name])
 
 
+def test_several_seeds_have_a_picture_of_differences(fake, tmp_path):
+  for seeds in (2, 1):
+    runs = fake.runs(seeds, ('din', 'eain'))
+    folder = tmp_path / str(seeds)
+    folder.mkdir()
+    report.write_report(folder, runs, fake.manifest(), fake.no_ceilings, FLAGS)
+    files = check_manifest(folder)['files']
+    assert ('differences.png' in files) == (seeds == 2)
+    page = (folder / 'report.html').read_text()
+    assert page.count('<img') == (3 if seeds == 2 else 2)
+
+
 class Stop(BaseException):
   """As a signal raises it."""
 

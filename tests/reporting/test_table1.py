@@ -8,17 +8,18 @@ import pytest
 
 from eain_jax.errors import InputError
 from eain_jax.reporting import document
-from eain_jax.reporting.table1 import (
-  build_table1,
-  render_markdown,
-  training_times,
-)
+from eain_jax.reporting.markdown import render_markdown
+from eain_jax.reporting.table1 import build_table1, training_times
 
 
 def _build(fake, runs, ceiling=None, **manifest):
   return build_table1(
     runs, fake.manifest(**manifest), {'valid': ceiling, 'test': ceiling}
   )
+
+
+def _markdown(table):
+  return render_markdown(document.table1_report(table))
 
 
 def _row(table, model):
@@ -93,7 +94,7 @@ def test_a_diverged_seed_shows_and_is_no_nan(fake):
   assert row['auc'] == {'mean': None, 'ci95': None, 'values': [0.8, None]}
   assert row['gauc']['mean'] is None
   json.dumps(table, allow_nan=False)
-  assert 'nan' not in render_markdown(table).lower().split()
+  assert 'nan' not in _markdown(table).lower().split()
 
 
 def test_verdicts_over_three_seeds(fake):
@@ -127,6 +128,82 @@ def test_verdicts_over_three_seeds(fake):
   }
 
 
+def test_every_rival_must_be_settled_for_eain_to_be_the_best(fake):
+  """DIN is the best of the others and surely behind; DeepFM is noisy."""
+  auc = {
+    'eain': (0.80, 0.81, 0.82),
+    'din': (0.78, 0.79, 0.80),
+    'deepfm': (0.70, 0.80, 0.76),
+  }
+  runs = fake.runs(3, ('lr', 'mf')) + [
+    fake.run(model, seed, test=fake.metrics(values[seed]))
+    for model, values in auc.items()
+    for seed in range(3)
+  ]
+  best = _claim(_build(fake, runs), 'EAIN has the highest AUC')
+  assert (best['holds'], best['verdict']) == (True, 'undecided')
+  assert 'the best other model, DIN, 0.7900: +0.0200' in best['measured']
+  assert 'does not settle DeepFM' in best['measured']
+
+
+def test_differences_to_eain_are_paired_by_seed(fake):
+  rows = {row['model']: row for row in _build(fake, fake.runs(3))['rows']}
+  assert 'minus_eain' not in rows['eain']
+  found = rows['din']['minus_eain']
+  # -.005, -.01, -.015: 2 sqrt(3) errors from 0, P(|t| <= that) sqrt(12 / 14).
+  assert found['auc']['values'] == pytest.approx([-0.005, -0.01, -0.015])
+  assert found['auc']['mean'] == pytest.approx(-0.01)
+  assert found['auc']['ci95'] == pytest.approx(0.0124207, abs=1e-7)
+  assert found['auc']['p'] == pytest.approx(1 - math.sqrt(12 / 14))
+  # The largest of five is as it is; LR's, -.10 -.11 -.12, is the next: twice.
+  assert found['auc']['p_holm'] == found['auc']['p']
+  found = rows['lr']['minus_eain']['auc']
+  t = 0.11 * math.sqrt(3) / 0.01
+  assert found['p'] == pytest.approx(1 - t / math.sqrt(2 + t * t))
+  assert found['p_holm'] == pytest.approx(2 * found['p'])
+  # Logloss is 1 - AUC.
+  found = rows['din']['minus_eain']['logloss']
+  assert found['mean'] == pytest.approx(0.01)
+  # Seeds 1 and 2 alone are shared: -.01 and -.015.
+  runs = [fake.run('eain', s) for s in (1, 2)]
+  runs += [fake.run('din', s) for s in (0, 1, 2)]
+  found = _row(_build(fake, runs), 'din')['minus_eain']['auc']
+  assert found['values'] == pytest.approx([-0.01, -0.015])
+
+
+@pytest.mark.parametrize(
+  ('seeds', 'models'), [(1, ('din', 'eain')), (3, ('din', 'lr'))]
+)
+def test_no_differences_without_eain_or_with_one_seed(fake, seeds, models):
+  table = _build(fake, fake.runs(seeds, models))
+  assert not any('minus_eain' in row for row in table['rows'])
+  assert 'Minus EAIN' not in _markdown(table)
+
+
+def test_differences_are_shown_with_what_they_are(fake):
+  table = _build(fake, fake.runs(3))
+  text = _markdown(table)
+  row = next(line for line in text.splitlines() if '-0.0100 ± 0.0124' in line)
+  cells = [cell.strip() for cell in row.split('|')[1:-1]]
+  assert cells[:3] == ['DIN', '-0.0100 ± 0.0124', '0.074']
+  assert '< 0.001' in text
+  words = ' '.join(text.split())
+  assert 'two runs of one seed meet the same requests' in words
+  assert 'corrected by Holm for all comparisons of its metric' in words
+
+
+def test_a_diverged_seed_has_no_difference(fake):
+  broken = fake.run('din', 1, test=fake.metrics(math.nan, gauc=None))
+  runs = [fake.run('din', 0), broken, *fake.runs(2, ('eain', 'lr'))]
+  table = _build(fake, runs)
+  found = _row(table, 'din')['minus_eain']['auc']
+  assert (found['mean'], found['p'], found['p_holm']) == (None, None, None)
+  # It is no comparison: LR's is the only one.
+  found = _row(table, 'lr')['minus_eain']['auc']
+  assert found['p_holm'] == found['p']
+  json.dumps(table, allow_nan=False)
+
+
 def test_verdicts_of_one_seed_say_so(fake):
   table = _build(fake, fake.runs(1))
   best = _claim(table, 'EAIN has the highest AUC')
@@ -147,7 +224,7 @@ def test_missing_models(fake):
   table = _build(fake, fake.runs(2, ('lr', 'dnn')))
   assert [row['model'] for row in table['rows']] == ['lr', 'dnn']
   assert {claim['verdict'] for claim in table['holds']} == {'not measured'}
-  assert 'EAIN  ' not in render_markdown(table).split('## Which')[0]
+  assert 'EAIN  ' not in _markdown(table).split('## Which')[0]
   table = _build(fake, fake.runs(2, ('lr', 'eain')))
   # Ahead of LR alone is not ahead of all, nor are two models in order.
   for start, absent in (
@@ -238,7 +315,7 @@ def _tables(markdown):
 def test_markdown_columns_align(fake):
   for seeds in (1, 3):
     table = _build(fake, fake.runs(seeds), {'auc': 0.9, 'gauc': 0.9})
-    tables = _tables(render_markdown(table))
+    tables = _tables(_markdown(table))
     assert len(tables) >= 7
     for lines in tables:
       bars = [
@@ -249,7 +326,7 @@ def test_markdown_columns_align(fake):
 
 def test_markdown_holds_what_was_measured_beside_the_paper(fake):
   table = _build(fake, fake.runs(3), {'auc': 0.9, 'gauc': 0.88})
-  text = render_markdown(table)
+  text = _markdown(table)
   first = _tables(text)[0]
   cells = [cell.strip() for cell in first[-2].split('|')[1:-1]]
   assert cells == [
@@ -273,7 +350,7 @@ def test_markdown_holds_what_was_measured_beside_the_paper(fake):
 def test_markdown_shows_hostile_names_literally(fake):
   name = 'a|b<script>`x`[y](z)\n# not a title\x1b[31m'
   source = {'name': name, 'bytes': 1, 'sha256': '00', 'format': 'csv'}
-  text = render_markdown(_build(fake, fake.runs(1), sources=[source]))
+  text = _markdown(_build(fake, fake.runs(1), sources=[source]))
   assert '<script' not in text
   assert '\x1b' not in text
   assert '\n# not' not in text
@@ -285,7 +362,7 @@ def test_markdown_shows_hostile_names_literally(fake):
 
 def test_flags_cannot_leave_their_fence(fake):
   config = fake.manifest()['config'] | {'events': 'x\n```\n<b>' + ' ``` ' * 40}
-  text = render_markdown(_build(fake, fake.runs(1), config=config))
+  text = _markdown(_build(fake, fake.runs(1), config=config))
   fences = [line for line in text.splitlines() if line.startswith('```')]
   assert len(fences) == 2 * (2 + len(fake.AUC))
   assert set(fences) == {'```'}

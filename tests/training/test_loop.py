@@ -72,8 +72,7 @@ class Stopped(Exception):
   ('model', 'settings'),
   [
     ('eain', {}),
-    ('din', {}),
-    ('deepfm', {'table_update': 'rowwise'}),
+    ('lr', {'table_update': 'rowwise'}),
     ('dnn', {'table_update': 'rowwise', 'data_placement': 'device'}),
   ],
 )

@@ -1,0 +1,188 @@
+"""Runs of several models or settings in one folder, under one plan.
+
+    plan.json           everything that decides the runs
+    runs/NAME-seedN/    a run each; see `run_folder`
+
+A plan that is started again reads its finished runs and goes on with the
+others; the folder takes no other plan.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eain_jax.artifacts import (
+  MANIFEST,
+  check_manifest,
+  refuse_existing,
+  write_json,
+)
+from eain_jax.config import ModelConfig, TrainConfig
+from eain_jax.data.dataset import Dataset
+from eain_jax.errors import InputError
+from eain_jax.training import loop, processes
+from eain_jax.training.run_folder import (
+  FREE_SETTINGS,
+  METRICS_FILE,
+  RESULT_FILE,
+  differing_setting,
+  read_settings,
+)
+from eain_jax.training.run_log import Report
+
+PLAN_FILE, RUNS_FOLDER = 'plan.json', 'runs'
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One trained model.
+
+  Attributes:
+    model: of `models.MODELS`.
+    seed: of its training.
+    settings: as `loop.run_config`.
+    result: the content of `result.json`.
+    records: the lines of `metrics.jsonl`.
+  """
+
+  model: str
+  seed: int
+  settings: dict[str, Any]
+  result: dict[str, Any]
+  records: list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A run that a plan asks for.
+
+  Attributes:
+    name: tells it from the plan's other runs of its seed.
+    model: of `models.MODELS`.
+    model_config: its settings.
+    config: how it is trained, with its seed.
+  """
+
+  name: str
+  model: str
+  model_config: ModelConfig
+  config: TrainConfig
+
+  def folder(self, output_dir: Path) -> Path:
+    return output_dir / RUNS_FOLDER / f'{self.name}-seed{self.config.seed}'
+
+
+def train_job(
+  dataset: Dataset,
+  job: Job,
+  output_dir: Path,
+  display: Callable[[str, int], contextlib.AbstractContextManager[Report]],
+) -> None:
+  """Trains one run of a plan; a finished one is not repeated.
+
+  Args:
+    dataset: of the plan.
+    job: the run.
+    output_dir: of the plan.
+    display: makes what shows the run of a title and of so many epochs, in the
+      first process.
+  """
+  folder = job.folder(output_dir)
+  # Its manifest is what a run writes last.
+  is_finished = np.array((folder / MANIFEST).is_file())
+  if processes.gather(is_finished).all():
+    return
+  with contextlib.ExitStack() as stack:
+    report = None
+    if processes.is_first():
+      title = f'{job.name}, seed {job.config.seed}'
+      report = stack.enter_context(display(title, job.config.epochs))
+    loop.fit(dataset, job.model, job.model_config, job.config, folder, report)
+
+
+def read_job(dataset: Dataset, job: Job, output_dir: Path) -> Run:
+  """A finished run of a plan.
+
+  Raises:
+    InputError: its files are not as they were written.
+  """
+  folder = job.folder(output_dir)
+  check_manifest(folder)
+  settings = loop.run_config(dataset, job.model, job.model_config, job.config)
+  if differs := differing_setting(read_settings(folder), settings):
+    raise InputError(
+      f'{folder} holds a run with {differs}: name another --output_dir'
+    )
+  # Where a dataset lies says nothing about the numbers.
+  settings['dataset'].pop('path')
+  try:
+    result = json.loads((folder / RESULT_FILE).read_text())
+    lines = (folder / METRICS_FILE).read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+  except (OSError, ValueError) as error:
+    raise InputError(
+      f'{folder} does not hold a whole run: remove it to train it again'
+    ) from error
+  return Run(job.model, job.config.seed, settings, result, records)
+
+
+def wanted(plan: Mapping[str, Any]) -> dict[str, Any]:
+  """A plan without the devices, on which it does not depend."""
+  config = plan['train_config']
+  kept = {k: v for k, v in config.items() if k not in FREE_SETTINGS}
+  return {**plan, 'train_config': kept}
+
+
+def check_plan(output_dir: Path, plan: Mapping[str, Any]) -> None:
+  """Raises InputError where the folder holds something but this very plan.
+
+  Args:
+    output_dir: of the plan; need not be there.
+    plan: ready for JSON; its 'train_config' is a `TrainConfig`.
+  """
+  plan_file = output_dir / PLAN_FILE
+  if not plan_file.is_file():
+    refuse_existing(output_dir)
+    return
+  try:
+    found = wanted(json.loads(plan_file.read_text()))
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise InputError(
+      f'{plan_file} is damaged: name another folder for --output_dir'
+    ) from error
+  if found != wanted(plan):
+    raise InputError(
+      f'--output_dir={output_dir} holds a table of other flags (see '
+      f'{plan_file}): name another folder'
+    )
+
+
+def claim_plan(
+  output_dir: Path,
+  plan: Mapping[str, Any],
+  prepare: Callable[[], None] = lambda: None,
+) -> None:
+  """Makes the folder this plan's, or leaves it as it was.
+
+  Args:
+    output_dir: that `check_plan` has passed; the first process writes.
+    plan: ready for JSON.
+    prepare: makes what the runs need; where it fails nothing is left.
+  """
+  plan_file = output_dir / PLAN_FILE
+  if not processes.is_first():
+    return
+  is_new = not plan_file.is_file()
+  if is_new:
+    write_json(plan_file, plan)
+  try:
+    prepare()
+  except BaseException:
+    if is_new:
+      plan_file.unlink()
+    raise

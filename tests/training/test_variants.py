@@ -1,0 +1,53 @@
+"""Variants: each is one change that can be made, or it is said why not."""
+
+import dataclasses
+
+import pytest
+
+from eain_jax.config import EainConfig, TrainConfig
+from eain_jax.data.skip_above import with_skip_above
+from eain_jax.training.variants import VARIANTS, changed_configs, why_not
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_a_variant_changes_what_it_says_and_no_more(name):
+  variant = VARIANTS[name]
+  model, train = EainConfig(), TrainConfig()
+  changed = changed_configs(variant, model, train)
+  differing = {
+    key: value
+    for before, after in zip((model, train), changed, strict=True)
+    for key, value in dataclasses.asdict(after).items()
+    if value != getattr(before, key)
+  }
+  assert differing == {**variant.model, **variant.train}
+  assert differing
+  # What it needs is there by default, and it is not what it takes away.
+  assert all(getattr(model, k) == v for k, v in variant.needs.items())
+  assert not set(variant.needs) & set(variant.model)
+
+
+def test_with_default_flags_all_but_the_wrong_skip_above_can_be(dataset):
+  whys = {n: why_not(v, EainConfig(), dataset) for n, v in VARIANTS.items()}
+  assert {n: why for n, why in whys.items() if why} == {
+    'no_skip_above': 'Skip Above is off already'
+  }
+  on = with_skip_above(dataset, 'on')
+  assert why_not(VARIANTS['no_skip_above'], EainConfig(), on) is None
+  assert why_not(VARIANTS['skip_above'], EainConfig(), on) is not None
+
+
+def test_what_would_change_nothing_is_refused_with_its_reason(dataset):
+  why = lambda name, data=dataset, **settings: (
+    why_not(VARIANTS[name], EainConfig(**settings), data) or ''
+  )
+  assert 'so already' in why('no_se', use_se=False)
+  assert '--use_paim' in why('no_position', use_paim=False)
+  assert '--use_attention' in why('no_softmax', use_attention=False)
+  # One of several changes is enough.
+  assert not why('as_printed', mask_norm=False)
+  bare = dataclasses.replace(dataset, context_ids={})
+  assert 'no context features' in why('no_context', bare)
+  manifest = {**dataset.manifest, 'task': 'rating'}
+  log = dataclasses.replace(dataset, manifest=manifest)
+  assert 'negatives of a rating dataset' in why('skip_above', log)
