@@ -10,7 +10,6 @@ ended goes on with more --trials.
 """
 
 import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from typing import Any
 import rich
 from absl import flags
 
-from eain_jax.artifacts import refuse_existing, write_json
 from eain_jax.config import MODEL_CONFIGS, TrainConfig
 from eain_jax.errors import InputError
 from eain_jax.locking import locked_folder
 from eain_jax.reporting.console import TrainingDisplay, trials_on_console
+from eain_jax.training.run_set import check_plan, claim_plan
 from experiments import cli
 
 DATASET_DIR = flags.DEFINE_string(
@@ -55,31 +54,6 @@ PRUNE = flags.DEFINE_bool(
 cli.define_verify()
 cli.define_models()
 cli.define_config(TrainConfig)
-PLAN_FILE = 'plan.json'
-
-
-def claim_folder(output_dir: Path, plan: Mapping[str, Any]) -> None:
-  """Makes the folder this search's.
-
-  Raises:
-    InputError: it holds another one, or something else.
-  """
-  file = output_dir / PLAN_FILE
-  if not file.is_file():
-    refuse_existing(output_dir)
-    write_json(file, plan)
-    return
-  try:
-    found = json.loads(file.read_text())
-  except (OSError, ValueError) as error:
-    raise InputError(
-      f'{file} is damaged: name another folder for --output_dir'
-    ) from error
-  if found != plan:
-    raise InputError(
-      f'--output_dir={output_dir} holds a search of other flags (see {file}): '
-      'name another folder'
-    )
 
 
 def main() -> None:
@@ -109,7 +83,8 @@ def main() -> None:
   )
   with contextlib.ExitStack() as stack:
     stack.enter_context(locked_folder(output_dir, '--output_dir'))
-    claim_folder(output_dir, searched.plan())
+    check_plan(output_dir, searched.plan())
+    claim_plan(output_dir, searched.plan())
     shown = stack.enter_context(contextlib.ExitStack())
 
     def display(number: int, values: Mapping[str, Any]) -> TrainingDisplay:

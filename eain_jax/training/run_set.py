@@ -157,7 +157,7 @@ def check_plan(output_dir: Path, plan: Mapping[str, Any]) -> None:
     ) from error
   if found != wanted(plan):
     raise InputError(
-      f'--output_dir={output_dir} holds a table of other flags (see '
+      f'--output_dir={output_dir} holds what other flags made (see '
       f'{plan_file}): name another folder'
     )
 

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 import eain_jax
 from eain_jax.data.dataset import Dataset
 from eain_jax.training import loop
-from eain_jax.training.run_folder import FREE_SETTINGS, METRICS_FILE
+from eain_jax.training.run_folder import METRICS_FILE
 from eain_jax.training.run_log import Report
 from eain_jax.tuning.space import Space, describe
 
@@ -78,18 +78,13 @@ class Search:
 
   def plan(self) -> dict[str, Any]:
     """Everything that decides which trials there are, but for their number."""
-    train_config = self.space.train_config.to_dict()
     return {
       'version': eain_jax.__version__,
       'optuna': optuna.__version__,
       'dataset': self.dataset.fingerprint,
       'model': self.space.model,
       'model_config': self.space.model_config.to_dict(),
-      'train_config': {
-        name: value
-        for name, value in train_config.items()
-        if name not in FREE_SETTINGS
-      },
+      'train_config': self.space.train_config.to_dict(),
       'space': {n: describe(d) for n, d in self.space.distributions.items()},
       'objective': self.objective,
       'sampler': self.sampler,

@@ -29,6 +29,7 @@ SPACE: dict[str, BaseDistribution] = {
   'attention': CategoricalDistribution(('40', '80,40', '128,64')),
   'attention_activation': CategoricalDistribution(('sigmoid', 'dice')),
   'attention_softmax': CategoricalDistribution((True, False)),
+  'use_softmax': CategoricalDistribution((True, False)),
   'attention_dim': CategoricalDistribution((32, 64, 128)),
   'attention_product': CategoricalDistribution((True, False)),
   'se_reduction': CategoricalDistribution((1, 3)),
@@ -42,7 +43,7 @@ SPACE: dict[str, BaseDistribution] = {
 }
 # What is of use only with a switch.
 _OF_SWITCH = {
-  'use_attention': ('attention_dim', 'attention_product'),
+  'use_attention': ('use_softmax', 'attention_dim', 'attention_product'),
   'use_se': ('se_reduction',),
   'use_mask_block': ('mask_hidden_dim', 'mask_norm'),
   'use_paim': ('paim_layers', 'paim_dim', 'paim_input', 'position'),

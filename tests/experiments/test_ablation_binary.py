@@ -96,7 +96,7 @@ def test_two_variants_of_two_seeds(world, tmp_path):
   assert files == {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
   other = call('ablation', *flags, '--variants=no_attention')
   assert other.returncode == 1
-  assert 'holds a table of other flags' in other.stderr
+  assert 'holds what other flags made' in other.stderr
   assert len(other.stderr.strip().splitlines()) == 1
 
 

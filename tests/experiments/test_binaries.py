@@ -112,7 +112,7 @@ def test_table1_twice_is_the_same_to_the_last_bit(tmp_path):
     'table1', f'--output_dir={tmp_path / "one"}', *flags, '--epochs=2'
   )
   assert other.returncode == 1
-  assert 'holds a table of other flags' in other.stderr
+  assert 'holds what other flags made' in other.stderr
   # A finished run that cannot be read is named, not left out.
   run = tmp_path / 'one' / 'runs' / 'mf-seed0'
   result = (run / 'result.json').read_text()

@@ -59,7 +59,7 @@ def test_a_search_goes_on_and_its_flags_train(dataset, tmp_path):
   # Another search has no place in this folder.
   done = call('tune', *search, '--trials=3', '--objective=auc')
   assert done.returncode == 1
-  assert 'holds a search of other flags' in done.stderr
+  assert 'holds what other flags made' in done.stderr
   assert json.loads((out / 'tune.json').read_text()) == record
 
 
