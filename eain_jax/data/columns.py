@@ -8,12 +8,15 @@ that stay mapped count as memory of the process, though the disk backs them.
 import contextlib
 import math
 import mmap
+import os
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import polars as pl
 
 from eain_jax.errors import InputError
 
@@ -215,6 +218,21 @@ class ColumnFiles:
     """Lets go of files, also of columns that were not finished."""
     for writer in self._writers.values():
       writer.abandon()
+
+
+@contextlib.contextmanager
+def written_by_polars() -> Iterator[None]:
+  """Turns what polars raises where it cannot write to an OSError with a number.
+
+  It says that in several ways, and the number is in the text alone.
+  """
+  try:
+    yield
+  except (OSError, pl.exceptions.PolarsError) as error:
+    number = re.search(r'os error (\d+)', str(error))
+    if number is None:
+      raise
+    raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def row_blocks(num_rows: int) -> Iterator[slice]:

@@ -15,8 +15,6 @@ where its history ends.
 
 import contextlib
 import dataclasses
-import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,7 +25,7 @@ import polars as pl
 
 from eain_jax import artifacts
 from eain_jax.config import PrepareConfig
-from eain_jax.data.columns import ColumnFiles
+from eain_jax.data.columns import ColumnFiles, written_by_polars
 from eain_jax.data.examples import PARTS, NegativeSampler, Part, make_sampler
 from eain_jax.data.features import Feature, Vocabulary
 from eain_jax.data.soundness import (
@@ -151,13 +149,8 @@ def _write_table(
     OSError: it cannot be written, which polars says in several ways.
     InputError: the file does not hold the rows.
   """
-  try:
+  with written_by_polars():
     write(file)
-  except (OSError, pl.exceptions.PolarsError) as error:
-    number = re.search(r'os error (\d+)', str(error))
-    if number is None:
-      raise
-    raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
   found = 0
   if num_rows:
     found = scan(file).select(pl.len()).collect().item()

@@ -12,7 +12,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from eain_jax.data.columns import ColumnFiles, read_rows, release, row_blocks
+from eain_jax.data.columns import (
+  ColumnFiles,
+  read_rows,
+  release,
+  row_blocks,
+  written_by_polars,
+)
 from eain_jax.data.events import (
   UNITS,
   Codes,
@@ -88,9 +94,9 @@ class _Pieces:
 
   def _write(self, piece: int, values: pl.Series) -> None:
     # To read a slice takes all of each batch that it touches.
-    pl.DataFrame({'value': values}).write_ipc(
-      self._path(piece), record_batch_size=BATCH_ROWS
-    )
+    table = pl.DataFrame({'value': values})
+    with written_by_polars():
+      table.write_ipc(self._path(piece), record_batch_size=BATCH_ROWS)
 
   def _read(self, piece: int, begin: int, end: int) -> pl.Series:
     table = pl.scan_ipc(self._path(piece)).slice(begin, end - begin)

@@ -1,5 +1,7 @@
 """Rows that wait on the disk come back as they were, whatever the pieces."""
 
+import errno
+
 import numpy as np
 import polars as pl
 import pytest
@@ -139,3 +141,17 @@ def test_each_file_has_its_unit_of_time(tmp_path, monkeypatch):
   raw = kept.finish()
   assert raw.timestamp[[0, 1, 2, 3, 5, 8]].tolist() == [seconds] * 6
   assert raw.refused.tolist() == [4, 6]
+
+
+def test_a_full_disk_has_its_number(small_disk):
+  growing = _GrowingCodes(small_disk('100k'), 'a')
+
+  def fill():
+    for piece in range(20):
+      growing.append(np.arange(1_000, dtype=np.int32))
+      names = [f'{piece} of a long name {n}' for n in range(1_000)]
+      growing.end_piece(pl.Series(names))
+
+  with pytest.raises(OSError, match='No space left on device') as caught:
+    fill()
+  assert caught.value.errno == errno.ENOSPC
