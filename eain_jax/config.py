@@ -540,7 +540,9 @@ class TrainConfig(Settings):
     50, 'Steps between two training records.', at_least=1
   )
   save_every: int = setting(
-    500, 'Steps between two checkpoints within an epoch.', at_least=1
+    500,
+    'Steps that a kill loses at most; the state is saved twice as often.',
+    at_least=1,
   )
   input_timeout: int = setting(
     600, 'Seconds to wait for a batch before the run is given up.', at_least=1
@@ -548,6 +550,14 @@ class TrainConfig(Settings):
   seed: int = setting(
     0, 'Of parameters, order, negatives, dropout.', at_least=0
   )
+
+  @property
+  def save_period(self) -> int:
+    """Steps between two saves within an epoch.
+
+    A save may still be written when the next one is due, and no longer.
+    """
+    return max(1, self.save_every // 2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -242,7 +242,7 @@ def _begin(
     record.saved = (int(unit.state.step), record.evaluated_step)
     return unit.state, unit.best, record
   if work_dir:
-    between = min(setup.config.save_every, setup.stream.steps_per_epoch)
+    between = min(setup.config.save_period, setup.stream.steps_per_epoch)
     processes.together(lambda: log.check_new(between))
   processes.together(lambda: log.begin('', 0))
   return setup.make_state(), None, Record()
@@ -349,7 +349,7 @@ def _schedule(plan: _Plan, step: int) -> Iterator[tuple[int, int]]:
   while step < plan.setup.num_steps:
     free = min(
       every - step % every
-      for every in (per_epoch, config.save_every, config.log_every)
+      for every in (per_epoch, config.save_period, config.log_every)
     )
     count = 1
     if plan.setup.device_runner is not None:
@@ -446,7 +446,7 @@ def _run(
       step >= plan.setup.num_steps
       or record.stale_evaluations >= config.early_stopping
     )
-    due = at_boundary or step % config.save_every == 0
+    due = at_boundary or step % config.save_period == 0
     if step > 0 and (due or stop):
       pending, clock = _save(plan, state, best, record, pending, clock)
     if stop:

@@ -116,7 +116,7 @@ def test_a_sweep_of_batches_with_ceilings_and_preparation(tmp_path):
   stdout = succeed(
     f'--output_dir={out}',
     *TINY,
-    '--model=lr',
+    '--model=dnn',
     '--sweep=batch_size',
     '--sweep_values=32,64',
     '--prepare',
