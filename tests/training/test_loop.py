@@ -72,7 +72,7 @@ class Stopped(Exception):
   ('model', 'settings'),
   [
     ('eain', {}),
-    ('lr', {'table_update': 'rowwise'}),
+    ('deepfm', {'table_update': 'rowwise'}),
     ('dnn', {'table_update': 'rowwise', 'data_placement': 'device'}),
   ],
 )
