@@ -189,16 +189,22 @@ def _sort_values(
   kept = np.flatnonzero(used[:-1])
   if len(kept) < len(values):
     values = values.gather(kept)
+  rank = np.full(len(used), -1, np.int32)
   if values.is_sorted():
-    rank = np.full(len(used), -1, np.int32)
+    # A merge of pieces leaves them so, and to take them again is much memory.
     rank[kept] = np.arange(len(kept), dtype=np.int32)
     return values, rank
+  order = sorting(values)
+  rank[kept[order]] = np.arange(len(kept), dtype=np.int32)
+  return values.gather(order), rank
+
+
+def sorting(values: pl.Series) -> np.ndarray:
+  """The order that sorts values."""
   # One thread: polars sorts strings on several at twice the work.
   by_value = pl.arg_sort_by('value', multithreaded=False)
-  order = pl.DataFrame({'value': values}).select(by_value).to_series()
-  rank = np.full(len(used), -1, np.int32)
-  rank[kept[order.to_numpy()]] = np.arange(len(kept), dtype=np.int32)
-  return values.gather(order), rank
+  table = pl.DataFrame({'value': values}).select(by_value)
+  return table.to_series().to_numpy()
 
 
 def _canonical_order(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:

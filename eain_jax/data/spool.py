@@ -25,6 +25,7 @@ from eain_jax.data.events import (
   RawColumn,
   RawEvents,
   count_units,
+  sorting,
   to_seconds,
 )
 
@@ -39,21 +40,14 @@ DTYPES = {
 NO_TIME = np.iinfo(np.int64).min
 # About so many values of all pieces are merged at a time.
 MERGED_AT_ONCE = 1 << 17
-BATCH_ROWS = 1 << 10
 # How many of these are looked at to know where to part them.
 SAMPLED = 64
+# Rows of a piece that are read together.
+BATCH_ROWS = 1 << 10
 # Rows of a text file that wait in memory: a call of numpy costs nothing beside.
 BUFFERED_ROWS = 1 << 16
 # A string that can be looked up takes six times the memory of one that cannot.
 MAX_LOOKED_UP = 1 << 18
-
-
-def _sorting(values: pl.Series) -> np.ndarray:
-  """The order that sorts values."""
-  # One thread: polars sorts strings on several at twice the work.
-  by_value = pl.arg_sort_by('value', multithreaded=False)
-  table = pl.DataFrame({'value': values}).select(by_value)
-  return table.to_series().to_numpy()
 
 
 def _inverse(order: np.ndarray) -> np.ndarray:
@@ -83,7 +77,7 @@ class _Pieces:
 
   def append(self, values: pl.Series) -> None:
     """Adds the values of a piece, String or Int64."""
-    order = _sorting(values)
+    order = sorting(values)
     self._place.append(f'{self._name}.place', _inverse(order))
     self._sizes.append(len(values))
     self._dtypes.append(values.dtype)
@@ -109,7 +103,7 @@ class _Pieces:
     for piece, dtype in enumerate(self._dtypes):
       if dtype != pl.String and len(filled) > 1:
         values = self._read(piece, 0, self._sizes[piece]).cast(pl.String)
-        order = _sorting(values)
+        order = sorting(values)
         self._write(piece, values.gather(order))
         moved[piece] = _inverse(order)
     return moved
@@ -149,7 +143,7 @@ class _Pieces:
           if begin < end
         ]
       )
-      order = _sorting(values)
+      order = sorting(values)
       values = values.gather(order)
       is_new = (values != values.shift(1)).fill_null(True)
       code = np.empty(len(values), np.int32)

@@ -58,7 +58,7 @@ class Training:
     return loop.FitResult(result, None, None)
 
 
-def make_search(dataset, folder, model=None, **changes):
+def make_search(dataset, folder, **changes):
   settings = {'objective': 'gauc', 'sampler': 'tpe', 'prune': True, 'seed': 0}
   space = make_space(
     'din',
