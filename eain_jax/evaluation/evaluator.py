@@ -91,6 +91,30 @@ def training_ratio(dataset: Dataset) -> float:
   return (counts['examples'] - counts['positives']) / counts['positives']
 
 
+def _stated(
+  dataset: Dataset, scored: ScoredPart
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """Logits and weights at which probabilities are stated."""
+  logit = scored.logit.astype(np.float64)
+  if dataset.task != 'next_item':
+    return logit, None
+  negatives = np.sum(scored.label == 0) / np.sum(scored.label == 1)
+  weight = np.where(scored.label == 1, 1.0, 1.0 / negatives)
+  return logit + math.log(training_ratio(dataset)), weight
+
+
+def reliability(dataset: Dataset, scored: ScoredPart) -> list[dict[str, Any]]:
+  """The bins that `ece` is taken over: what a reliability curve is drawn of.
+
+  Returns:
+    By ascending prediction at most ten bins of equal weight, each {'predicted',
+    'observed', 'weight', 'count', 'number'}; see `metrics.CalibrationBin`.
+  """
+  logit, weight = _stated(dataset, scored)
+  found = metrics.calibration(scored.label, logit, weight)
+  return [dataclasses.asdict(one) for one in found.bins]
+
+
 def evaluate_scores(dataset: Dataset, scored: ScoredPart) -> dict[str, Any]:
   """Every metric of a scored part.
 
@@ -99,12 +123,7 @@ def evaluate_scores(dataset: Dataset, scored: ScoredPart) -> dict[str, Any]:
     precision@10, recall@10, f1, f1_per_request, ndcg@10, hit_rate@10, mrr,
     mrr@10, and the numbers of examples, requests and users behind them.
   """
-  logit = scored.logit.astype(np.float64)
-  weight = None
-  if dataset.task == 'next_item':
-    negatives = np.sum(scored.label == 0) / np.sum(scored.label == 1)
-    logit = logit + math.log(training_ratio(dataset))
-    weight = np.where(scored.label == 1, 1.0, 1.0 / negatives)
+  logit, weight = _stated(dataset, scored)
   grouped = metrics.gauc(scored.user, scored.label, scored.logit)
   calibration = metrics.calibration(scored.label, logit, weight)
   interval = auc_interval(scored.label, scored.logit)

@@ -263,11 +263,15 @@ class CalibrationBin:
     predicted: mean predicted probability of the bin.
     observed: share of positives in it.
     weight: its weight, in examples where none was given.
+    count: its examples.
+    number: of the bins that were asked for, from 0.
   """
 
   predicted: float
   observed: float
   weight: float
+  count: int
+  number: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,6 +338,7 @@ def calibration(
     return np.bincount(bin_S, weights=value_S, minlength=num_bins)
 
   weight_K = bin_sums(weight_S)
+  count_K = bin_sums(np.diff(start_S, append=logit_N.size))
   predicted_K = bin_sums(block_sums(weight_N * probability_N))
   observed_K = bin_sums(block_sums(weight_N * positive_N))
   total = weight_K.sum()
@@ -345,8 +350,10 @@ def calibration(
     ratio=predicted / observed if observed else float('nan'),
     ece=float(np.abs(predicted_K - observed_K).sum() / total),
     bins=tuple(
-      CalibrationBin(float(p / w), float(o / w), float(w))
-      for p, o, w in zip(predicted_K, observed_K, weight_K, strict=True)
+      CalibrationBin(float(p / w), float(o / w), float(w), int(n), number)
+      for number, (p, o, w, n) in enumerate(
+        zip(predicted_K, observed_K, weight_K, count_K, strict=True)
+      )
       if w > 0
     ),
   )

@@ -265,9 +265,10 @@ def _result(
   }
   for name in parts:
     stream = open_eval_stream(dataset, name, setup.placement)
-    result[name] = evaluator.evaluate_scores(
-      dataset, _score(plan, stream, *best)
-    )
+    scored = _score(plan, stream, *best)
+    result[name] = evaluator.evaluate_scores(dataset, scored)
+    if name == 'test':
+      result['reliability'] = evaluator.reliability(dataset, scored)
   examples = step * setup.stream.num_requests * setup.stream.num_candidates
   result['seconds'] = record.seconds
   result['seconds_waiting_for_input'] = record.seconds_waiting

@@ -57,6 +57,40 @@ def test_metrics_by_other_means(dataset, scored):
   assert values['examples'] == len(scored.label)
 
 
+def test_reliability_by_other_means(dataset, scored):
+  bins = evaluator.reliability(dataset, scored)
+  p = 1 / (1 + np.exp(-(scored.logit.astype(np.float64) + math.log(4))))
+  weight = np.where(scored.label == 1, 1.0, 1 / 30)
+  # A tenth of the mass each, equal logits together: by a walk over them.
+  sums, below, total = {}, 0.0, weight.sum()
+  for value in np.unique(scored.logit):
+    tied = scored.logit == value
+    mass = weight[tied].sum()
+    number = int(10 * (below + mass / 2) / total)
+    of_bin = sums.setdefault(number, np.zeros(4))
+    of_bin += [
+      mass,
+      (weight * p)[tied].sum(),
+      weight[tied & (scored.label == 1)].sum(),
+      tied.sum(),
+    ]
+    below += mass
+  assert [one['number'] for one in bins] == sorted(sums)
+  for one in bins:
+    mass, predicted, observed, count = sums[one['number']]
+    assert one['weight'] == pytest.approx(mass)
+    assert one['predicted'] == pytest.approx(predicted / mass)
+    assert one['observed'] == pytest.approx(observed / mass, abs=1e-12)
+    assert one['count'] == count
+  # They are what ece is the mean of.
+  values = evaluator.evaluate_scores(dataset, scored)
+  gaps = [
+    one['weight'] * abs(one['predicted'] - one['observed']) for one in bins
+  ]
+  assert values['ece'] == pytest.approx(sum(gaps) / total)
+  assert sum(one['count'] for one in bins) == values['examples']
+
+
 def test_fewer_candidates_are_the_first_ones(dataset):
   stream = make_eval_stream(dataset, 'test', 1024, max_negatives=5)
   few = evaluator.score_part(fake_score, stream)

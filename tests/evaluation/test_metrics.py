@@ -202,8 +202,8 @@ def test_calibration_by_hand():
   assert result.ratio == pytest.approx(0.85)
   assert result.ece == pytest.approx(0.225)
   assert result.bins == (
-    metrics.CalibrationBin(pytest.approx(0.2), 0.5, 2.0),
-    metrics.CalibrationBin(pytest.approx(0.65), 0.5, 2.0),
+    metrics.CalibrationBin(pytest.approx(0.2), 0.5, 2.0, 2, 0),
+    metrics.CalibrationBin(pytest.approx(0.65), 0.5, 2.0, 2, 1),
   )
 
 
@@ -216,9 +216,20 @@ def test_calibration_bins_hold_equal_mass():
     predicted = np.mean(1 / (1 + np.exp(-logit[rows])))
     assert one.predicted == pytest.approx(predicted)
     assert one.observed == pytest.approx(label[rows].mean())
-    assert one.weight == 125
+    assert one.weight == one.count == 125
     error += abs(predicted - label[rows].mean()) / 8
   assert result.ece == pytest.approx(error)
+
+
+def test_bins_count_examples_whatever_they_weigh():
+  # Masses 1, 1 | 1/2 of four: two bins of 2, of two and of four examples.
+  logit = np.array([-2.0, -1.0, 1.0, 2.0, 3.0, 4.0])
+  label = np.array([0, 1, 0, 1, 1, 1])
+  weight = np.array([1.0, 1.0, 0.5, 0.5, 0.5, 0.5])
+  low, high = metrics.calibration(label, logit, weight, num_bins=2).bins
+  assert (low.weight, low.count, low.number) == (2.0, 2, 0)
+  assert (high.weight, high.count, high.number) == (2.0, 4, 1)
+  assert (low.observed, high.observed) == (0.5, 0.75)
 
 
 def test_perfect_probabilities_have_no_calibration_error():
@@ -237,7 +248,8 @@ def test_perfect_probabilities_have_no_calibration_error():
 
 def test_equal_logits_share_a_bin():
   constant = metrics.calibration([1, 0, 0, 0], [0.0] * 4, num_bins=4)
-  assert constant.bins == (metrics.CalibrationBin(0.5, 0.25, 4.0),)
+  # All of the mass has its middle in the third of four bins.
+  assert constant.bins == (metrics.CalibrationBin(0.5, 0.25, 4.0, 4, 2),)
   # Whichever way the rows stand: the tie of three is one bin.
   label, logit = np.array([1, 0, 0, 1]), np.array([0.0, 0.0, 0.0, 1.0])
   for order in itertools.permutations(range(4)):
