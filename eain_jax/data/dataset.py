@@ -127,8 +127,8 @@ class Dataset:
 
   def events_table(self) -> pl.DataFrame:
     """The events with their raw ids, for a person to look at."""
-    users = pl.read_parquet(self.path / 'users.parquet')['user']
-    items = pl.read_parquet(self.path / 'items.parquet')['item']
+    users = pl.read_parquet(self.path / 'users.parquet', glob=False)['user']
+    items = pl.read_parquet(self.path / 'items.parquet', glob=False)['item']
     table = {
       'user': users.gather(self.user),
       'item': items.gather(self.item),
@@ -136,12 +136,32 @@ class Dataset:
     }
     return pl.DataFrame({**table, **self.context_ids})
 
+  def raw_items(self, items: np.ndarray) -> list[str]:
+    """The raw ids of items, as the source has them."""
+    file = self.path / 'items.parquet'
+    table = pl.read_parquet(file, columns=['item'], glob=False)
+    return table['item'].gather(items).cast(pl.String).to_list()
+
+  def values_of(self, feature: str, ids: np.ndarray) -> dict[int, str]:
+    """By id the value of each of `ids` that is in a feature's vocabulary."""
+    table = (
+      pl.scan_csv(
+        self.path / 'vocabularies' / f'{feature}.csv',
+        schema_overrides={'value': pl.String},
+        glob=False,
+      )
+      .filter(pl.col('id').is_in(np.unique(ids).tolist()))
+      .collect()
+    )
+    values = table['value'].fill_null('')  # An empty field reads as none.
+    return dict(zip(table['id'], values, strict=True))
+
 
 def _write_table(
   write: Callable[[Path], object],
   file: Path,
   num_rows: int,
-  scan: Callable[[Path], pl.LazyFrame],
+  scan: Callable[..., pl.LazyFrame],
 ) -> None:
   """Writes a table with polars, and counts its rows in the file.
 
@@ -153,7 +173,7 @@ def _write_table(
     write(file)
   found = 0
   if num_rows:
-    found = scan(file).select(pl.len()).collect().item()
+    found = scan(file, glob=False).select(pl.len()).collect().item()
   if found != num_rows:
     raise InputError(
       f'{file} holds {found} rows of {num_rows} that were just written: its '

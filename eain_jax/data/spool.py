@@ -93,7 +93,7 @@ class _Pieces:
       table.write_ipc(self._path(piece), record_batch_size=BATCH_ROWS)
 
   def _read(self, piece: int, begin: int, end: int) -> pl.Series:
-    table = pl.scan_ipc(self._path(piece)).slice(begin, end - begin)
+    table = pl.scan_ipc(self._path(piece), glob=False).slice(begin, end - begin)
     return table.collect()['value']
 
   def _as_text(self) -> dict[int, np.ndarray]:

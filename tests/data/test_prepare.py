@@ -478,3 +478,37 @@ def test_k_core_is_iterated(tmp_path):
   assert core.item.tolist() == [0, 1, 0, 1]
   assert core.counts['k_core_dropped'] == 2
   assert core.counts['events'] == 4
+
+
+def test_values_come_back_as_the_source_has_them(tmp_path):
+  brands = ['007', 'a"b', 'x,y', '1e3', 'z' * 50]
+  with (tmp_path / 'items.jsonl').open('w') as file:
+    for number, brand in enumerate(brands):
+      line = {'item': f'0{number}', 'brand': brand}
+      file.write(json.dumps(line) + '\n')
+  lines = ['user,item,timestamp']
+  lines += [
+    f'u{user},0{(user + time) % 5},{1_400_000_000 + 90_000 * time}'
+    for user in range(5)
+    for time in range(4)
+  ]
+  (tmp_path / 'events.csv').write_text('\n'.join(lines) + '\n')
+  config = PrepareConfig(
+    events=str(tmp_path / 'events.csv'),
+    columns=('user=user', 'item=item', 'timestamp=timestamp'),
+    items=str(tmp_path / 'items.jsonl'),
+    item_key='item',
+    item_attributes=('brand',),
+    negatives=1,
+    eval_negatives=1,
+  )
+  folder = tmp_path / 'data[set]*'  # A name is no pattern.
+  prepare(config, folder)
+  dataset = open_dataset(folder)
+  items = dataset.raw_items(np.array([3, 0, 3]))
+  assert items == ['03', '00', '03']
+  ids = dataset.item_ids['brand']
+  values = dataset.values_of('brand', np.append(ids, [0, 1]))
+  assert [values[number] for number in ids] == brands
+  assert set(values) == set(ids.tolist())
+  assert dataset.values_of('brand', ids[:1]) == {int(ids[0]): '007'}
