@@ -1,10 +1,12 @@
 """What the models see of a batch: examples, fields, first-order weights."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
+from eain_jax.data.features import Feature
 from eain_jax.layers.attention import mean_history
 from eain_jax.layers.embedding import EmbeddedBatch
 
@@ -62,6 +64,20 @@ def make_fields(
     user_R1D = inputs.user_RW[:, None, :dim]
     fields.insert(0, per_example(user_R1D, num_candidates))
   return jnp.concatenate(fields, axis=1)
+
+
+def field_names(
+  features: Sequence[Feature], use_user: bool, use_context: bool = True
+) -> list[str]:
+  """The names of the fields of `make_fields`, in their order: [F]."""
+  of_kind = lambda kind: [f.name for f in features if f.kind == kind]
+  names = [
+    *of_kind('item'),
+    *(f'history {name}' for name in of_kind('item')),
+  ]
+  if use_context:
+    names += of_kind('context')
+  return ['user', *names] if use_user else names
 
 
 def first_order(

@@ -3,8 +3,16 @@
 import jax.numpy as jnp
 import numpy as np
 
+from eain_jax.data.features import Feature
 from eain_jax.layers.embedding import EmbeddedBatch
 from eain_jax.models import fields
+
+FEATURES = (
+  Feature('user', 'user', 9),
+  Feature('item', 'item', 9),
+  Feature('brand', 'item', 9),
+  Feature('hour', 'context', 9),
+)
 
 
 def hand_inputs():
@@ -56,6 +64,15 @@ def test_fields_are_user_target_history_context():
   )
   without = fields.make_fields(inputs, h_u, 2, use_user=False)
   np.testing.assert_array_equal(without, found[:, 1:])
+
+
+def test_names_are_those_of_the_fields():
+  item = ['item', 'brand', 'history item', 'history brand']
+  names = fields.field_names(FEATURES, use_user=True)
+  # As many as `hand_inputs` makes of the same features, in that order.
+  assert names == ['user', *item, 'hour']
+  assert fields.field_names(FEATURES, False) == [*item, 'hour']
+  assert fields.field_names(FEATURES, False, False) == item
 
 
 def test_first_order_is_a_sum_of_one_column():
