@@ -7,7 +7,9 @@ known. A run that was interrupted goes on when it is started again.
 """
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import rich
 from absl import flags
@@ -16,12 +18,16 @@ from eain_jax.config import MODEL_CONFIGS, PrepareConfig, TrainConfig
 from eain_jax.data.dataset import Dataset
 from eain_jax.data.prepare import prepare
 from eain_jax.data.skip_above import with_skip_above
+from eain_jax.errors import InputError
 from eain_jax.evaluation.evaluator import ceiling
+from eain_jax.evaluation.inside import look_inside
 from eain_jax.locking import locked_folder
+from eain_jax.models.eain import EAIN
 from eain_jax.reporting.console import TrainingDisplay, table1_on_console
 from eain_jax.reporting.report import PAGE_FILE, write_report
 from eain_jax.stopping import stop_signals
 from eain_jax.training import processes
+from eain_jax.training.restore import open_run_on
 from eain_jax.training.run_set import (
   Job,
   check_plan,
@@ -107,6 +113,28 @@ def open_dataset_of(output_dir: Path, plan: dict) -> Dataset:
   return with_skip_above(cli.open_together(str(folder)), choice)
 
 
+def inside_eain(
+  dataset: Dataset, jobs: Sequence[Job], output_dir: Path
+) -> dict[str, Any] | None:
+  """What EAIN looks at, by its first seed; None without EAIN.
+
+  Of several processes all call it, and the first one alone looks.
+  """
+  job = next((job for job in jobs if job.model == 'eain'), None)
+  if job is None:
+    return None
+  seed = {'seed': job.config.seed}
+  try:
+    run = open_run_on(dataset, job.folder(output_dir))
+  except InputError as error:
+    # The table is worth more than its pictures of one model.
+    return {**seed, 'left_out': str(error)}
+  if not processes.is_first():
+    return None
+  model = cast(EAIN, run.model)
+  return {**seed, **look_inside(dataset, model, run.params, run.stats)}
+
+
 def make_table(output_dir: Path, plan: dict) -> None:
   """Trains what is not trained yet, and writes the report."""
   dataset = open_dataset_of(output_dir, plan)
@@ -122,6 +150,7 @@ def make_table(output_dir: Path, plan: dict) -> None:
   ]
   for job in jobs:
     train_job(dataset, job, output_dir, TrainingDisplay)
+  inside = inside_eain(dataset, jobs, output_dir)
   if not processes.is_first():
     return
   table, times = write_report(
@@ -130,6 +159,7 @@ def make_table(output_dir: Path, plan: dict) -> None:
     dict(dataset.manifest),
     {part: ceiling(dataset, part) for part in ('valid', 'test')},
     wanted(plan),
+    inside,
   )
   rich.print(table1_on_console(table, times))
   print(f'report: {output_dir / PAGE_FILE}')

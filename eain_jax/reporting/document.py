@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from eain_jax.evaluation.inside import EXAMPLE_EVENTS
 from eain_jax.reporting import paper
 from eain_jax.reporting.claims import METRIC_NAMES, NAMES, signed
 
@@ -18,6 +19,8 @@ LOWER_IS_BETTER = ('logloss', 'ece')
 _PAPER_NAMES = {'auc': 'AUC', 'precision@10': 'P@10', 'recall@10': 'R@10'}
 _OTHER_METRICS = ('gauc', 'logloss', 'ndcg@10', 'hit_rate@10', 'mrr')
 COMPARED_METRICS = ('auc', 'gauc', 'ndcg@10')
+# Of what EAIN looks at; `table1.json` has all.
+_SHOWN_RANKS, _SHOWN_PAIRS = 10, 5
 _MORE_METRICS = ('f1_per_request', 'mrr@10', 'calibration', 'ece')
 
 
@@ -460,6 +463,108 @@ def _training(table: Mapping[str, Any]) -> Section:
   )
 
 
+def _attention_grids(average: Mapping[str, Any]) -> list[Block]:
+  blocks: list[Block] = []
+  if average['attention']:
+    blocks.append(
+      Grid(
+        ('Event', 'mean weight', 'if all weighed alike', 'requests'),
+        tuple(
+          (
+            Cell(f'{one["rank"]}'),
+            Cell(number_text(one['weight'])),
+            Cell(number_text(one['even'])),
+            Cell(_count(one['requests'])),
+          )
+          for one in average['attention'][:_SHOWN_RANKS]
+        ),
+        caption='Attention by recency, event 1 is the newest:',
+      )
+    )
+  if average['same']:
+    blocks.append(
+      Grid(
+        ('In common', 'weight if so', 'if not', 'events', 'others'),
+        tuple(
+          (
+            Cell(one['feature']),
+            Cell(number_text(one['same'])),
+            Cell(number_text(one['other'])),
+            Cell(_count(one['events_same'])),
+            Cell(_count(one['events_other'])),
+          )
+          for one in average['same']
+        ),
+        caption='Attention to events that have a value in common with the '
+        'target, by the mean weight of their history:',
+      )
+    )
+  return blocks
+
+
+def _strongest_pairs(
+  mask: Sequence[Sequence[float | None]], fields: Sequence[str]
+) -> Points:
+  pairs = sorted(
+    (value, i, j)
+    for i, row in enumerate(mask)
+    for j, value in enumerate(row[:i])
+    if value is not None
+  )
+  text = lambda found: ', '.join(
+    f'{fields[j]} \u00d7 {fields[i]} {value:.2f}' for value, i, j in found
+  )
+  return Points(
+    (
+      ('Strongest masks', text(pairs[: -1 - _SHOWN_PAIRS : -1])),
+      ('Weakest masks', text(pairs[:_SHOWN_PAIRS])),
+    )
+  )
+
+
+def _inside(inside: Mapping[str, Any]) -> Section:
+  """What EAIN looks at, on average; the examples are in its pictures."""
+  title = 'What EAIN looks at'
+  if 'left_out' in inside:
+    return Section(title, (Paragraph(f'Not shown: {inside["left_out"]}.'),))
+  average, fields = inside['average'], inside['fields']
+  low, high = EXAMPLE_EVENTS
+  blocks: list[Block] = [
+    Paragraph(
+      f'The run of seed {inside["seed"]} at its best epoch, over '
+      f'{average["requests"]:,} positives of the test part in the order of a '
+      'fixed hash. The examples in the picture are the first '
+      f'{len(inside["examples"])} of that order whose history has {low} to '
+      f'{high} events, whether they went well or not. Weights, gates and masks '
+      'say what a layer lets through, not what decides a score.'
+    ),
+    *_attention_grids(average),
+  ]
+  if average['gate']:
+    blocks.append(
+      Grid(
+        ('Field', 'mean gate', '10 % are below', '10 % are above'),
+        tuple(
+          (
+            Cell(one['field']),
+            *(Cell(number_text(one[name])) for name in ('mean', 'low', 'high')),
+          )
+          for one in average['gate']
+        ),
+        caption='SE gates, factors between 0 and 1 on each field:',
+      )
+    )
+  if average['mask'] and len(fields) > 1:
+    blocks.append(_strongest_pairs(average['mask'], fields))
+    blocks.append(
+      Paragraph(
+        'The mask of a pair is the mean |M| of (4). It starts near 1, and with '
+        '--mask_norm the size of a pair is normed away after it.'
+      )
+    )
+  return Section(title, tuple(blocks))
+
+
 def _flag(name: str, value: Any) -> str:
   if isinstance(value, bool):
     return f'--{name}' if value else f'--no{name}'
@@ -566,6 +671,7 @@ def table1_report(table: Mapping[str, Any]) -> Report:
       protocol_section(table),
       data_section(table),
       _training(table),
+      *([_inside(table['inside'])] if table['inside'] else []),
       _settings(table),
       versions_section(table),
     ),

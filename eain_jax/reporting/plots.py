@@ -2,6 +2,7 @@
 
 import collections
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ _PANELS = (
   ('gauc', 'Validation GAUC', 'GAUC', 'higher is better; selects the epoch'),
   ('logloss', 'Validation logloss', 'nats an example', 'lower is better'),
 )
-_TEXT, _MUTED, _GRID = '#1c2330', '#5c6675', '#e4e8ee'
+TEXT, MUTED, GRID = '#1c2330', '#5c6675', '#e4e8ee'
 
 # By epoch, ascending.
 Curve = dict[float, float]
@@ -78,12 +79,12 @@ def style_of(model: str) -> tuple[str, str]:
 
 def style_axes(axes: Axes, title: str, label: str, hint: str) -> None:
   """A panel with its title, the unit of y, and how to read it."""
-  axes.set_title(title, loc='left', fontsize=12, color=_TEXT, weight='bold')
-  axes.set_title(hint, loc='right', fontsize=8.5, color=_MUTED)
-  axes.set_ylabel(label, fontsize=9.5, color=_TEXT)
-  axes.grid(axis='y', color=_GRID, linewidth=0.9)
+  axes.set_title(title, loc='left', fontsize=12, color=TEXT, weight='bold')
+  axes.set_title(hint, loc='right', fontsize=8.5, color=MUTED)
+  axes.set_ylabel(label, fontsize=9.5, color=TEXT)
+  axes.grid(axis='y', color=GRID, linewidth=0.9)
   axes.set_axisbelow(True)
-  axes.tick_params(colors=_MUTED, labelsize=9, length=0)
+  axes.tick_params(colors=MUTED, labelsize=9, length=0)
   for side in ('top', 'right', 'left'):
     axes.spines[side].set_visible(False)
   axes.spines['bottom'].set_color('#b8c0cc')
@@ -156,7 +157,7 @@ def training_figure(
       _draw_model(axes, model, curves)
     known = (ceiling or {}).get(metric)
     if known is not None and math.isfinite(known):
-      axes.axhline(known, color=_TEXT, lw=1.1, ls=(0, (4, 3)), zorder=2)
+      axes.axhline(known, color=TEXT, lw=1.1, ls=(0, (4, 3)), zorder=2)
       axes.annotate(
         f'ceiling {known:.3f}',
         (0.995, known),
@@ -165,10 +166,10 @@ def training_figure(
         textcoords='offset points',
         ha='right',
         fontsize=8.5,
-        color=_TEXT,
+        color=TEXT,
       )
   for axes in panels[1]:
-    axes.set_xlabel('Epoch', fontsize=9.5, color=_TEXT)
+    axes.set_xlabel('Epoch', fontsize=9.5, color=TEXT)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   handles = [
     Line2D(
@@ -187,7 +188,7 @@ def training_figure(
     ncols=len(handles),
     frameon=False,
     fontsize=10.5,
-    labelcolor=_TEXT,
+    labelcolor=TEXT,
   )
   return figure
 
@@ -231,7 +232,7 @@ def auc_figure(table: Mapping[str, Any]) -> Figure:
         textcoords='offset points',
         ha='center',
         fontsize=9.5,
-        color=_TEXT,
+        color=TEXT,
       )
     printed = paper.TABLE_1.get(row['model'])
     if printed:
@@ -241,16 +242,16 @@ def auc_figure(table: Mapping[str, Any]) -> Figure:
         marker='D',
         ms=7,
         mfc='white',
-        mec=_MUTED,
+        mec=MUTED,
         mew=1.4,
         zorder=2,
       )
   handles = [
-    Line2D([], [], color=_TEXT, marker='o', ms=8, lw=2, label='measured'),
+    Line2D([], [], color=TEXT, marker='o', ms=8, lw=2, label='measured'),
     Line2D(
       [],
       [],
-      color=_MUTED,
+      color=MUTED,
       marker='D',
       ms=6,
       mfc='white',
@@ -261,12 +262,12 @@ def auc_figure(table: Mapping[str, Any]) -> Figure:
   ]
   known = (table['ceiling']['test'] or {}).get('auc')
   if known is not None:
-    axes.axvline(known, color=_TEXT, lw=1.1, ls=(0, (4, 3)), zorder=1)
+    axes.axvline(known, color=TEXT, lw=1.1, ls=(0, (4, 3)), zorder=1)
     handles.append(
       Line2D(
         [],
         [],
-        color=_TEXT,
+        color=TEXT,
         lw=1.1,
         ls=(0, (4, 3)),
         label=f'ceiling {known:.4f}',
@@ -274,10 +275,10 @@ def auc_figure(table: Mapping[str, Any]) -> Figure:
     )
   axes.set_yticks(range(len(rows)), [row['name'] for row in rows])
   axes.set_ylim(len(rows) - 0.5, -0.7)
-  axes.set_xlabel('Test AUC', fontsize=9.5, color=_TEXT)
-  axes.grid(axis='x', color=_GRID, linewidth=0.9)
+  axes.set_xlabel('Test AUC', fontsize=9.5, color=TEXT)
+  axes.grid(axis='x', color=GRID, linewidth=0.9)
   axes.set_axisbelow(True)
-  axes.tick_params(colors=_TEXT, labelsize=10, length=0)
+  axes.tick_params(colors=TEXT, labelsize=10, length=0)
   for side in ('top', 'right', 'left'):
     axes.spines[side].set_visible(False)
   axes.spines['bottom'].set_color('#b8c0cc')
@@ -287,14 +288,16 @@ def auc_figure(table: Mapping[str, Any]) -> Figure:
     ncols=len(handles),
     frameon=False,
     fontsize=10,
-    labelcolor=_TEXT,
+    labelcolor=TEXT,
   )
   return figure
 
 
 def save_figure(figure: Figure, path: Path) -> None:
   """Writes a PNG, whole or not at all."""
-  with written_whole(path) as beside:
+  with written_whole(path) as beside, warnings.catch_warnings():
+    # Ids may have letters that the font has not: they are drawn as boxes.
+    warnings.filterwarnings('ignore', 'Glyph .* missing from font')
     FigureCanvasAgg(figure).print_png(beside)
 
 

@@ -1,7 +1,9 @@
 """The report as files, all of them or none, and a manifest that says so.
 
-    table1.json, table1.md, report.html, auc.png, training_curves.png
+    table1.json, table1.md, report.html, auc.png, training_curves.png,
+    calibration.png
     differences.png  each model minus EAIN, where seeds are paired
+    attention.png, attention_examples.png, gates.png  what EAIN looks at
     times.json     what training took
     manifest.json  size and sha256 of each file, the dataset, version, flags
 
@@ -25,12 +27,22 @@ from eain_jax.artifacts import (
   write_text,
 )
 from eain_jax.reporting.ablation import ablation_lines, ablation_report
+from eain_jax.reporting.calibration_plot import plot_calibration
 from eain_jax.reporting.difference_plot import plot_differences
 from eain_jax.reporting.document import table1_report
+from eain_jax.reporting.inside_plots import (
+  attention_figure,
+  examples_figure,
+  gates_figure,
+)
 from eain_jax.reporting.markdown import render_markdown
 from eain_jax.reporting.measured import Line
 from eain_jax.reporting.page import render_page
-from eain_jax.reporting.plots import plot_auc, plot_training_curves
+from eain_jax.reporting.plots import (
+  plot_auc,
+  plot_training_curves,
+  save_figure,
+)
 from eain_jax.reporting.table1 import (
   build_table1,
   training_times,
@@ -40,6 +52,9 @@ from eain_jax.training.run_set import Run
 TABLE_FILE, TEXT_FILE, PAGE_FILE = 'table1.json', 'table1.md', 'report.html'
 CURVES_FILE, AUC_FILE = 'training_curves.png', 'auc.png'
 DIFFERENCES_FILE = 'differences.png'
+CALIBRATION_FILE = 'calibration.png'
+ATTENTION_FILE, EXAMPLES_FILE = 'attention.png', 'attention_examples.png'
+GATES_FILE = 'gates.png'
 TIMES_FILE = 'times.json'
 ABLATION_FILE, ABLATION_TEXT = 'ablation.json', 'ablation.md'
 ABLATION_PICTURE = 'ablation.png'
@@ -51,6 +66,7 @@ def write_report(
   manifest: Mapping[str, Any],
   ceilings: Mapping[str, Mapping[str, float] | None],
   flags: Mapping[str, Any],
+  inside: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Writes all files of a report, or none.
 
@@ -60,6 +76,7 @@ def write_report(
     manifest: of the dataset.
     ceilings: by part.
     flags: what the user asked for, ready for JSON.
+    inside: as for `build_table1`.
 
   Returns:
     The table, and the times.
@@ -67,7 +84,7 @@ def write_report(
   Raises:
     InputError: the runs do not fit together, or a file cannot be written.
   """
-  table = build_table1(runs, manifest, ceilings)
+  table = build_table1(runs, manifest, ceilings, inside)
   times = training_times(runs)
   with files_written_together(folder, 'report') as beside:
     figures = _write_files(beside, table, times, runs, ceilings)
@@ -111,6 +128,24 @@ def write_ablation(
     )
 
 
+def _draw_inside(
+  folder: Path, inside: Mapping[str, Any] | None
+) -> dict[str, Path]:
+  """The pictures of what EAIN looks at, those that there is something for."""
+  drawn = {
+    'Attention of EAIN': (ATTENTION_FILE, attention_figure),
+    'Attention of EAIN: examples': (EXAMPLES_FILE, examples_figure),
+    'Gates and masks of EAIN': (GATES_FILE, gates_figure),
+  }
+  paths = {}
+  for title, (name, draw) in drawn.items():
+    figure = draw(inside) if inside and 'left_out' not in inside else None
+    if figure is not None:
+      paths[title] = folder / name
+      save_figure(figure, paths[title])
+  return paths
+
+
 def _write_files(
   folder: Path,
   table: Mapping[str, Any],
@@ -130,6 +165,10 @@ def _write_files(
     plot_differences(lines, 'EAIN', differences)
     figures['Each model minus EAIN'] = differences
   figures['Training curves'] = curves
+  calibration = folder / CALIBRATION_FILE
+  plot_calibration(table, calibration)
+  figures['Calibration on test'] = calibration
+  figures |= _draw_inside(folder, table['inside'])
   write_json(folder / TABLE_FILE, table)
   report = table1_report(table)
   write_text(folder / TEXT_FILE, render_markdown(report))

@@ -49,6 +49,7 @@ def _rows(groups: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
       'model': model,
       'name': NAMES.get(model, model),
       **measured_row(runs),
+      'reliability': [run.result['reliability'] for run in runs],
     }
     for model, runs in groups.items()
   }
@@ -150,6 +151,7 @@ def build_table1(
   runs: Iterable[Run],
   manifest: Mapping[str, Any],
   ceilings: Mapping[str, Mapping[str, float] | None],
+  inside: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """The measured table with all that is needed to judge it, ready for JSON.
 
@@ -160,12 +162,16 @@ def build_table1(
     runs: of any models and seeds, on one dataset, in any order.
     manifest: of that dataset, with its fingerprint.
     ceilings: by part, 'auc' and 'gauc' of the true preference, or None.
+    inside: what EAIN looks at, of `inside.look_inside` with the 'seed' of that
+      run; or {'seed', 'left_out'}, why that is not known; None without EAIN.
 
   Returns:
     rows: a model's test metrics, each {'mean', 'ci95', 'values'} over its
       seeds (None for what is not a number), in the order of MODEL_CONFIGS;
+      'reliability', of each seed its bins on test, see `evaluator.reliability`;
       'minus_eain', where both have two seeds in common or more, as of
       `measured.differences_to`.
+    inside: as given.
     ceiling, notes, holds (see `check_claims`), protocol, dataset, settings,
       versions, paper: what the rows are to be read with.
 
@@ -184,6 +190,7 @@ def build_table1(
     {
       'rows': rows,
       'ceiling': {part: ceilings.get(part) for part in ('valid', 'test')},
+      'inside': inside,
       'notes': notes,
       'holds': check_claims(rows, ceilings.get('test')),
       'protocol': protocol(manifest, first),

@@ -102,6 +102,7 @@ def test_table1_twice_is_the_same_to_the_last_bit(tmp_path):
   for metric in ('auc', 'gauc', 'logloss', 'precision@10', 'recall@10', 'f1'):
     assert set(rows['eain'][metric]) == {'mean', 'ci95', 'values'}
   assert table['ceiling']
+  assert {'gates.png', 'attention.png', 'calibration.png'} <= set(reports[0])
   # Started again, it reads its finished runs; with other flags it refuses.
   flags = ('--num_events=2000', '--models=lr,mf,eain', '--batch_size=512')
   again = call(
@@ -131,6 +132,16 @@ def test_table1_twice_is_the_same_to_the_last_bit(tmp_path):
   assert again.returncode == 0, again.stderr
   # Without its manifest it was not finished: it goes on from its checkpoint.
   assert (run / 'result.json').read_text() == result
+  # What EAIN looks at needs its parameters; the numbers do not.
+  assert {'fields', 'average', 'examples'} <= set(table['inside'])
+  shutil.rmtree(tmp_path / 'one' / 'runs' / 'eain-seed0' / 'checkpoints')
+  again = call(
+    'table1', f'--output_dir={tmp_path / "one"}', *flags, '--epochs=1'
+  )
+  assert again.returncode == 0, again.stderr
+  left = json.loads((tmp_path / 'one' / 'table1.json').read_text())
+  assert 'no evaluated checkpoint' in left['inside']['left_out']
+  assert left['rows'] == table['rows']
 
 
 def test_a_table1_that_cannot_begin_leaves_nothing(tmp_path, world):

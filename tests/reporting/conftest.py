@@ -45,6 +45,23 @@ def make_metrics(auc, **changed):
   }
 
 
+def make_bins(auc):
+  """Two bins of 10, of which the model predicts .2 and its AUC."""
+  return [
+    {
+      'predicted': predicted,
+      'observed': observed,
+      'weight': 10.0,
+      'count': count,
+      'number': number,
+    }
+    for number, predicted, observed, count in (
+      (0, 0.2, 0.25, 700),
+      (1, auc, 0.75, 300),
+    )
+  ]
+
+
 def make_run(model='eain', seed=0, *, test=None, seconds=12.5, **settings):
   """One run of two epochs of two training records."""
   auc = AUC[model][seed]
@@ -92,11 +109,74 @@ def make_run(model='eain', seed=0, *, test=None, seconds=12.5, **settings):
       'steps': 40,
       'valid': make_metrics(auc + 0.02),
       'test': make_metrics(auc) if test is None else test,
+      'reliability': make_bins(auc),
       'seconds': seconds,
       'examples_per_second': 1000 / seconds,
     },
     records,
   )
+
+
+def make_inside(**changed):
+  """Of three fields, one example of two events, and one without a negative."""
+  mask = [[None, 0.5, 1.5], [0.5, None, 1.0], [1.5, 1.0, None]]
+  candidate = lambda item, attention: {
+    'item': item,
+    'attributes': {'brand': [f'brand of {item}'], 'tags': []},
+    'logit': 0.5,
+    'attention': attention,
+    'gate': [0.2, 0.4, 0.6],
+    'mask': mask,
+  }
+  event = lambda item, days: {
+    'item': item,
+    'attributes': {'brand': ['acme'], 'tags': ['acme', 'new']},
+    'days_before': days,
+  }
+  example = {
+    'row': 3,
+    'candidates': 100,
+    'rank': 7,
+    'history': [event('late', 0.25), event('early', 1234.5)],
+    'positive': candidate('taken', [0.75, 0.25]),
+    'negative': candidate('left', [0.5, 0.5]),
+  }
+  return {
+    'seed': 0,
+    'fields': ['item', 'history item', 'hour'],
+    'weights_are_shares': True,
+    'average': {
+      'requests': 2000,
+      'attention': [
+        {'rank': 1, 'weight': 0.4, 'even': 0.3, 'requests': 2000},
+        {'rank': 2, 'weight': 0.2, 'even': 0.25, 'requests': 1500},
+      ],
+      'same': [
+        {
+          'feature': 'brand',
+          'same': 1.25,
+          'events_same': 400,
+          'other': 0.9,
+          'events_other': 3000,
+        },
+        {
+          'feature': 'tags',
+          'same': None,
+          'events_same': 4,
+          'other': 1.0,
+          'events_other': 3396,
+        },
+      ],
+      'gate': [
+        {'field': 'item', 'mean': 0.5, 'low': 0.4, 'high': 0.6},
+        {'field': 'history item', 'mean': 0.7, 'low': 0.65, 'high': 0.8},
+        {'field': 'hour', 'mean': 0.3, 'low': 0.1, 'high': 0.35},
+      ],
+      'mask': mask,
+    },
+    'examples': [example, {**example, 'negative': None}],
+    **changed,
+  }
 
 
 def make_manifest(**changed):
@@ -157,6 +237,7 @@ def fake():
       'AUC': AUC,
       'metrics': staticmethod(make_metrics),
       'run': staticmethod(make_run),
+      'inside': staticmethod(make_inside),
       'manifest': staticmethod(make_manifest),
       'runs': staticmethod(
         lambda seeds=3, models=tuple(AUC): [

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 
 import pytest
 
@@ -64,7 +65,58 @@ def test_several_seeds_have_a_picture_of_differences(fake, tmp_path):
     files = check_manifest(folder)['files']
     assert ('differences.png' in files) == (seeds == 2)
     page = (folder / 'report.html').read_text()
-    assert page.count('<img') == (3 if seeds == 2 else 2)
+    assert page.count('<img') == (4 if seeds == 2 else 3)
+
+
+@pytest.mark.parametrize(
+  ('without', 'drawn'),
+  [
+    ((), {'attention', 'attention_examples', 'gates'}),
+    (('attention', 'same'), {'gates'}),
+    (('gate', 'mask'), {'attention', 'attention_examples'}),
+  ],
+)
+def test_what_eain_looks_at_is_drawn_where_it_is(
+  fake, tmp_path, without, drawn
+):
+  inside = fake.inside()
+  for name in without:
+    inside['average'][name] = None
+    for candidate in ('positive', 'negative'):
+      inside['examples'][0][candidate][name] = None
+  runs = fake.runs(1, ('lr', 'eain'))
+  table, _ = report.write_report(
+    tmp_path, runs, fake.manifest(), fake.no_ceilings, FLAGS, inside
+  )
+  assert table['inside'] == inside
+  files = check_manifest(tmp_path)['files']
+  pictures = {name for name in files if name.endswith('.png')}
+  always = {'auc.png', 'training_curves.png', 'calibration.png'}
+  assert pictures == always | {f'{name}.png' for name in drawn}
+  page = (tmp_path / 'report.html').read_text()
+  assert page.count('<img') == len(pictures)
+  assert re.findall('(?:src|href)="(?!data:image/png;base64,)', page) == []
+  text = (tmp_path / 'table1.md').read_text()
+  assert '## What EAIN looks at' in text
+  assert ('| hour         |    0.3000 |' in text) == ('gate' not in without)
+  assert ('history item \u00d7 hour 1.00' in text) == ('mask' not in without)
+  assert ('Attention by recency' in text) == ('attention' not in without)
+
+
+def test_why_it_is_not_known_what_eain_looks_at(fake, tmp_path):
+  inside = {'seed': 0, 'left_out': 'W/checkpoints are gone'}
+  report.write_report(
+    tmp_path,
+    fake.runs(1),
+    fake.manifest(),
+    fake.no_ceilings,
+    FLAGS,
+    inside,
+  )
+  assert 'gates.png' not in check_manifest(tmp_path)['files']
+  for name in ('table1.md', 'report.html'):
+    text = (tmp_path / name).read_text()
+    assert 'Not shown: W/checkpoints are gone.' in text
 
 
 class Stop(BaseException):
@@ -88,6 +140,9 @@ def test_a_report_that_fails_leaves_the_old_one(
   monkeypatch.setattr(report, 'plot_auc', lambda table, path: draw(path))
   monkeypatch.setattr(
     report, 'plot_training_curves', lambda runs, path, ceiling: draw(path)
+  )
+  monkeypatch.setattr(
+    report, 'plot_calibration', lambda table, path: draw(path)
   )
   write(tmp_path)
   before = contents(tmp_path)
