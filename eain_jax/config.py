@@ -404,6 +404,13 @@ class EainConfig(DeepConfig):
     True,
     'Add W_3 (x_t * x*) inside the tanh of (2); not in the paper.',
   )
+  attention_recency: str = setting(
+    'rank_and_age',
+    'Add learned vectors inside the tanh of (2) of how far back an event lies: '
+    'its rank from the newest, its age in days; not in the paper, whose '
+    'attention does not know the order of a history.',
+    choices=('none', 'rank', 'age', 'rank_and_age'),
+  )
   use_se: bool = setting(True, 'Squeeze-and-excitation gates (5-6).')
   se_reduction: int = setting(3, 'FC_1 has fields / this units.', at_least=1)
   use_mask_block: bool = setting(True, 'Masked pairs (4).')

@@ -20,6 +20,8 @@ UNKNOWN = 1
 NUM_RESERVED = 2
 NUM_PRICE_BUCKETS = 10
 SECONDS_PER_DAY = 86_400
+# 0 days, 1, 2-3, 4-7, ..., 256-511, 512 and more.
+NUM_DAY_BUCKETS = 11
 # What the timestamp tells; `_time_codes` index into these.
 TIME_VALUES = {
   'hour': [str(hour) for hour in range(24)],
@@ -198,15 +200,19 @@ def encode_items(
   return ids, features, vocabularies
 
 
+def bucket_days(days: np.ndarray) -> np.ndarray:
+  """int32, of numbers of days: 0, 1, 2-3, 4-7, ... 512+; less than 0 is 0."""
+  power = np.frexp(np.maximum(days, 0))[1]
+  return np.minimum(power, NUM_DAY_BUCKETS - 1).astype(np.int32)
+
+
 def _gap_buckets(log: EventLog) -> np.ndarray:
-  """Days since the user's event before: first, 0, 1, 2-3, 4-7, ... 512+."""
+  """Days since the user's event before: first, then as `bucket_days`."""
   days = np.zeros(len(log.user), np.int64)
   first = np.ones(len(log.user), bool)
   first[1:] = log.user[1:] != log.user[:-1]
   days[1:] = np.diff(log.timestamp) // SECONDS_PER_DAY
-  bucket = np.where(days > 0, np.frexp(np.maximum(days, 1))[1] + 1, 1)
-  bucket = np.where(first, 0, np.minimum(bucket, 11))
-  return bucket.astype(np.int32)
+  return np.where(first, 0, 1 + bucket_days(days)).astype(np.int32)
 
 
 def _time_codes(log: EventLog, name: str) -> np.ndarray:

@@ -32,6 +32,9 @@ SPACE: dict[str, BaseDistribution] = {
   'use_softmax': CategoricalDistribution((True, False)),
   'attention_dim': CategoricalDistribution((32, 64, 128)),
   'attention_product': CategoricalDistribution((True, False)),
+  'attention_recency': CategoricalDistribution(
+    ('none', 'rank', 'age', 'rank_and_age')
+  ),
   'se_reduction': CategoricalDistribution((1, 3)),
   'mask_hidden_dim': CategoricalDistribution((64, 128, 256)),
   'mask_norm': CategoricalDistribution((True, False)),
@@ -43,7 +46,12 @@ SPACE: dict[str, BaseDistribution] = {
 }
 # What is of use only with a switch.
 _OF_SWITCH = {
-  'use_attention': ('use_softmax', 'attention_dim', 'attention_product'),
+  'use_attention': (
+    'use_softmax',
+    'attention_dim',
+    'attention_product',
+    'attention_recency',
+  ),
   'use_se': ('se_reduction',),
   'use_mask_block': ('mask_hidden_dim', 'mask_norm'),
   'use_paim': ('paim_layers', 'paim_dim', 'paim_input', 'position'),

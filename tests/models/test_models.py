@@ -74,6 +74,7 @@ def widened(batch, extra_events, extra_items):
     'items': {k: pad(v, extra_items) for k, v in batch['items'].items()},
     'history': pad(batch['history'], extra_events),
     'segment': pad(batch['segment'], extra_events, num_requests),
+    'age': pad(batch['age'], extra_events),
   }
 
 
