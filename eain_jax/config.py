@@ -186,9 +186,11 @@ class PrepareConfig(Settings):
     0, 'Keep users and items with at least so many events; 0: all.', at_least=0
   )
   context: tuple[str, ...] = setting(
-    ('hour', 'weekday', 'month', 'gap'),
-    "Context features of the target's time; gap: days since the user's last "
-    'event. One that is constant in the data is left out and said.',
+    ('hour', 'weekday', 'month', 'quarter', 'gap'),
+    "Context features of the target's time; quarter: of which year, for what "
+    'is in demand changes; it is left out of --split=time, whose test quarters '
+    "training has not seen. gap: days since the user's last event. One that is "
+    'constant in the data is left out. Both are said.',
     choices=None,
   )
   allow_truncated: bool = setting(
@@ -219,11 +221,12 @@ class PrepareConfig(Settings):
       raise InputError(
         f'time_fractions={self.time_fractions} must be three positive shares'
       )
-    unknown = set(self.context) - {'hour', 'weekday', 'month', 'gap'}
+    known = ('hour', 'weekday', 'month', 'quarter', 'gap')
+    unknown = set(self.context) - set(known)
     if unknown:
       raise InputError(
-        f'context={",".join(sorted(unknown))} is unknown: hour, weekday, '
-        'month, gap; name further columns of a log in --columns'
+        f'context={",".join(sorted(unknown))} is unknown: '
+        f'{", ".join(known)}; name further columns of a log in --columns'
       )
 
 

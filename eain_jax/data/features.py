@@ -27,6 +27,11 @@ TIME_VALUES = {
   'hour': [str(hour) for hour in range(24)],
   'weekday': ['Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat', 'Sun'],
   'month': [str(month) for month in range(1, 13)],
+  'quarter': [
+    f'{year} Q{quarter}'
+    for year in range(1970, 2100)
+    for quarter in (1, 2, 3, 4)
+  ],
   'gap': [
     *('first event', '0', '1'),
     *(f'{2**i}-{2 ** (i + 1) - 1}' for i in range(1, 9)),
@@ -216,7 +221,7 @@ def _gap_buckets(log: EventLog) -> np.ndarray:
 
 
 def _time_codes(log: EventLog, name: str) -> np.ndarray:
-  """int32 codes of a context feature that the timestamp gives."""
+  """int32 codes of a context feature of the timestamp, -1 for none."""
   if name == 'gap':
     return _gap_buckets(log)
   if name == 'hour':
@@ -228,14 +233,20 @@ def _time_codes(log: EventLog, name: str) -> np.ndarray:
   first, last = int(day.min()), int(day.max())
   if last - first < len(day):
     # The calendar is slow, so each day is looked up in it once.
-    return _month_of_day(np.arange(first, last + 1))[day - first]
-  return _month_of_day(day)
+    month = _months_of_days(np.arange(first, last + 1))[day - first]
+  else:
+    month = _months_of_days(day)
+  if name == 'month':
+    return (month % 12).astype(np.int32)
+  quarter = month // 3
+  is_named = (quarter >= 0) & (quarter < len(TIME_VALUES['quarter']))
+  return np.where(is_named, quarter, -1).astype(np.int32)
 
 
-def _month_of_day(day: np.ndarray) -> np.ndarray:
-  """int32, the month, from 0, of days since 1 January 1970."""
+def _months_of_days(day: np.ndarray) -> np.ndarray:
+  """int64, months since January 1970 of days since its first."""
   month = day.astype('datetime64[D]').astype('datetime64[M]')
-  return (month.astype(np.int64) % 12).astype(np.int32)
+  return month.astype(np.int64)
 
 
 def context_values(
@@ -245,7 +256,7 @@ def context_values(
 
   Args:
     log: the events; its own context columns are always taken.
-    names: features of the timestamp: hour, weekday, month, gap.
+    names: features of the timestamp, of TIME_VALUES.
 
   Raises:
     InputError: a column has the name of a feature of the timestamp.
