@@ -491,6 +491,13 @@ class TrainConfig(Settings):
   clip_norm: float = setting(
     10.0, 'Clip the global norm of the gradient; 0: never.', at_least=0
   )
+  ema_decay: float = setting(
+    0.0,
+    'Decay a step of a moving average of the parameters, which is what is '
+    'evaluated and kept; 0: the parameters themselves.',
+    at_least=0,
+    at_most=0.99999,
+  )
   plateau_factor: float = setting(
     0.1,
     'The learning rate falls by this when validation GAUC stops rising.',
