@@ -33,6 +33,7 @@ CONFIG = TrainConfig(
   learning_rate=0.02,
   log_every=3,
   save_every=7,
+  ema_decay=0.9,
 )
 # Of Dice it has statistics to restore, too.
 DIN = MODEL_CONFIGS['din'](embedding_dim=4, mlp=(8,), attention=(6,))
