@@ -492,10 +492,11 @@ class TrainConfig(Settings):
     10.0, 'Clip the global norm of the gradient; 0: never.', at_least=0
   )
   ema_decay: float = setting(
-    0.0,
+    -1.0,
     'Decay a step of a moving average of the parameters, which is what is '
-    'evaluated and kept; 0: the parameters themselves.',
-    at_least=0,
+    'evaluated and kept. 0: the parameters themselves. -1: .995, but 0 where '
+    'tables are updated row by row, for it is a copy of them.',
+    at_least=-1,
     at_most=0.99999,
   )
   plateau_factor: float = setting(

@@ -102,7 +102,7 @@ def make_optimizer(
     optax.scale_by_learning_rate(make_schedule(config, num_steps)),
     optax.inject_hyperparams(optax.scale)(step_size=1.0),
   ]
-  if config.ema_decay:
+  if config.ema_decay > 0:
     chain.append(track_average(config.ema_decay))
   return optax.chain(*chain)
 

@@ -19,8 +19,9 @@ from eain_jax.errors import InputError
 
 # Lists are text, for Optuna's storage knows no tuples.
 SPACE: dict[str, BaseDistribution] = {
-  # 0 follows from the size of the dataset.
+  # 0 follows from the size of the dataset, and -1 from how tables are updated.
   'batch_size': CategoricalDistribution((0, 1024, 2048)),
+  'ema_decay': CategoricalDistribution((-1.0, 0.0, 0.99, 0.998)),
   'learning_rate': FloatDistribution(3e-4, 1e-2, log=True),
   'table_l2': FloatDistribution(1e-7, 1e-2, log=True),
   'table_stddev': FloatDistribution(5e-3, 0.2, log=True),
