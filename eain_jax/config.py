@@ -186,9 +186,11 @@ class PrepareConfig(Settings):
     0, 'Keep users and items with at least so many events; 0: all.', at_least=0
   )
   context: tuple[str, ...] = setting(
-    ('hour', 'weekday', 'month', 'gap'),
-    "Context features of the target's time; gap: days since the user's last "
-    'event. One that is constant in the data is left out and said.',
+    ('hour', 'weekday', 'month', 'quarter', 'gap'),
+    "Context features of the target's time; quarter: of which year, for what "
+    'is in demand changes; it is left out of --split=time, whose test quarters '
+    "training has not seen. gap: days since the user's last event. One that is "
+    'constant in the data is left out. Both are said.',
     choices=None,
   )
   allow_truncated: bool = setting(
@@ -219,11 +221,12 @@ class PrepareConfig(Settings):
       raise InputError(
         f'time_fractions={self.time_fractions} must be three positive shares'
       )
-    unknown = set(self.context) - {'hour', 'weekday', 'month', 'gap'}
+    known = ('hour', 'weekday', 'month', 'quarter', 'gap')
+    unknown = set(self.context) - set(known)
     if unknown:
       raise InputError(
-        f'context={",".join(sorted(unknown))} is unknown: hour, weekday, '
-        'month, gap; name further columns of a log in --columns'
+        f'context={",".join(sorted(unknown))} is unknown: '
+        f'{", ".join(known)}; name further columns of a log in --columns'
       )
 
 
@@ -404,6 +407,13 @@ class EainConfig(DeepConfig):
     True,
     'Add W_3 (x_t * x*) inside the tanh of (2); not in the paper.',
   )
+  attention_recency: str = setting(
+    'rank_and_age',
+    'Add learned vectors inside the tanh of (2) of how far back an event lies: '
+    'its rank from the newest, its age in days; not in the paper, whose '
+    'attention does not know the order of a history.',
+    choices=('none', 'rank', 'age', 'rank_and_age'),
+  )
   use_se: bool = setting(True, 'Squeeze-and-excitation gates (5-6).')
   se_reduction: int = setting(3, 'FC_1 has fields / this units.', at_least=1)
   use_mask_block: bool = setting(True, 'Masked pairs (4).')
@@ -480,6 +490,14 @@ class TrainConfig(Settings):
   )
   clip_norm: float = setting(
     10.0, 'Clip the global norm of the gradient; 0: never.', at_least=0
+  )
+  ema_decay: float = setting(
+    -1.0,
+    'Decay a step of a moving average of the parameters, which is what is '
+    'evaluated and kept. 0: the parameters themselves. -1: .995, but 0 where '
+    'tables are updated row by row, for it is a copy of them.',
+    at_least=-1,
+    at_most=0.99999,
   )
   plateau_factor: float = setting(
     0.1,

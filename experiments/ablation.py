@@ -29,9 +29,9 @@ from eain_jax.training.run_set import (
   Job,
   check_plan,
   claim_plan,
+  deciding,
   read_job,
   train_job,
-  wanted,
 )
 from eain_jax.training.setup import resolve_config
 from eain_jax.training.variants import VARIANTS, changed_configs, why_not
@@ -106,7 +106,7 @@ def ablate(output_dir: Path, names: list[str]) -> None:
     'seeds': SEEDS.value,
     'model_config': model.to_dict(),
     'variants': {n: {**v.model, **v.train} for n, v in variants.items()},
-    'train_config': train.to_dict(),
+    'train_config': deciding(train),
   }
   # One batch size for all: by itself it follows the negatives that are left.
   batch_size = resolve_config(dataset, 'eain', model, train).batch_size
@@ -139,7 +139,7 @@ def ablate(output_dir: Path, names: list[str]) -> None:
     ceiling(dataset, 'test'),
     left_out,
   )
-  write_ablation(output_dir, table, wanted(plan))
+  write_ablation(output_dir, table, plan)
   rich.print(ablation_on_console(table))
   print(f'report: {output_dir / PAGE_FILE}')
 

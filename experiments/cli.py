@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 import traceback
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -93,14 +94,47 @@ def define_config(
       _define(field.name, kind, default, field, field.metadata['help'])
 
 
-def config_from_flags(config: type[Settings], **given: Any) -> Any:
-  """The config that the flags describe; `given` overrides."""
-  values = {
-    field.name: _convert(field.name, kind, FLAGS[field.name].value)
-    for field, kind in _fields(config)
-    if field.name not in given and field.name in FLAGS
-  }
+def config_from_flags(
+  config: type[Settings],
+  beneath: Mapping[str, Any] = types.MappingProxyType({}),
+  **given: Any,
+) -> Any:
+  """The config that the flags describe.
+
+  Args:
+    config: of which.
+    beneath: values in place of the defaults, for flags that are not set.
+    **given: values that override flags.
+  """
+  values = {}
+  for field, kind in _fields(config):
+    name = field.name
+    if name in given or name not in FLAGS:
+      continue
+    if name in beneath and not FLAGS[name].present:
+      values[name] = beneath[name]
+    else:
+      values[name] = _convert(name, kind, FLAGS[name].value)
   return config(**values, **given)
+
+
+def setting_names(config: type[Settings]) -> set[str]:
+  """Of the flags of a config."""
+  return {field.name for field, _ in _fields(config)}
+
+
+def parsed(name: str, text: str) -> Any:
+  """The value of a setting that a text stands for, as its flag reads it.
+
+  Raises:
+    ValueError: the flag cannot have it.
+  """
+  value = FLAGS[name].parser.parse(text)
+  for config in (TrainConfig, *MODEL_CONFIGS.values()):
+    for field, kind in _fields(config):
+      if field.name == name:
+        return _convert(name, kind, value)
+  raise ValueError('it is no setting')
 
 
 def refuse_flags_of(
@@ -143,9 +177,17 @@ def define_models(**own_defaults: Any) -> None:
 
 
 def model_config_from_flags(
-  model: str, *, ignore_unused: bool = False
+  model: str,
+  *,
+  ignore_unused: bool = False,
+  beneath: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> ModelConfig:
   """The settings of one model from the flags that are set.
+
+  Args:
+    model: of `MODEL_CONFIGS`.
+    ignore_unused: several models share the flags.
+    beneath: values in place of the defaults, for flags that are not set.
 
   Raises:
     FlagError: a flag is set that the model does not have (unless
@@ -153,7 +195,7 @@ def model_config_from_flags(
   """
   if model not in MODEL_CONFIGS:
     raise FlagError(f'--model={model} is unknown: {", ".join(MODEL_CONFIGS)}')
-  config, values = MODEL_CONFIGS[model], {}
+  config, values = MODEL_CONFIGS[model], dict(beneath)
   own = {field.name: kind for field, kind in _fields(config)}
   every = {f.name for c in MODEL_CONFIGS.values() for f, _ in _fields(c)}
   for name in sorted(every):

@@ -52,6 +52,7 @@ def define(without: Sequence[str] = ()) -> None:
     without=(*_OF_WHOLE_RUNS, *without),
     batch_size=4096,
     clip_norm=0.0,
+    ema_decay=0.0,
   )
   # The workload that other libraries are measured on.
   cli.define_models(

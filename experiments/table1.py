@@ -34,9 +34,9 @@ from eain_jax.training.run_set import (
   claim_plan,
   read_job,
   train_job,
-  wanted,
 )
 from experiments import cli
+from experiments.flag_files import check_folder, settings_of_one
 
 OUTPUT_DIR = flags.DEFINE_string(
   'output_dir', None, 'Folder of the report and its runs.', required=True
@@ -51,6 +51,12 @@ SEEDS = flags.DEFINE_integer(
   'Runs a model, from seeds 0, 1, ...; two or more give intervals.',
   lower_bound=1,
 )
+FLAGS_DIR = flags.DEFINE_string(
+  'flags_dir',
+  None,
+  'Folder of files MODEL.flags, as experiments.tune writes them, each for its '
+  'model; a flag that is given here holds for all models. Unset: the defaults.',
+)
 NUM_EVENTS = flags.DEFINE_integer(
   'num_events', 20_000, 'Size of the synthetic world.', lower_bound=1_000
 )
@@ -61,24 +67,32 @@ cli.define_config(TrainConfig)
 DATASET_FOLDER = 'dataset'
 
 
-def plan_from_flags() -> dict:
-  """Everything that decides the table; a run resumes only the same plan."""
+def jobs_from_flags() -> list[Job]:
+  """The runs of the table, by model, then by seed."""
   models = tuple(MODELS.value)
   repeated = len(set(models)) != len(models)
   if not models or repeated:
     raise cli.FlagError(
       f'--models={",".join(models)} must name models, once each'
     )
-  configs = {
-    model: cli.model_config_from_flags(model, ignore_unused=True).to_dict()
+  folder = Path(FLAGS_DIR.value) if FLAGS_DIR.value else None
+  if folder:
+    check_folder(folder)
+  return [
+    Job(model, model, *settings_of_one(model, folder, seed))
     for model in models
-  }
+    for seed in range(SEEDS.value)
+  ]
+
+
+def plan_of(jobs: Sequence[Job]) -> dict:
+  """Everything that decides the table; a run resumes only the same plan."""
+  first = [job for job in jobs if job.config.seed == 0]
   return {
     'dataset_dir': DATASET_DIR.value,
     'num_events': None if DATASET_DIR.value else NUM_EVENTS.value,
     'seeds': SEEDS.value,
-    'models': configs,
-    'train_config': cli.config_from_flags(TrainConfig).to_dict(),
+    'models': {job.model: job.settings() for job in first},
   }
 
 
@@ -135,19 +149,10 @@ def inside_eain(
   return {**seed, **look_inside(dataset, model, run.params, run.stats)}
 
 
-def make_table(output_dir: Path, plan: dict) -> None:
+def make_table(output_dir: Path, jobs: Sequence[Job]) -> None:
   """Trains what is not trained yet, and writes the report."""
+  plan = plan_of(jobs)
   dataset = open_dataset_of(output_dir, plan)
-  jobs = [
-    Job(
-      model,
-      model,
-      cli.model_config_from_flags(model, ignore_unused=True),
-      cli.config_from_flags(TrainConfig, seed=seed),
-    )
-    for model in plan['models']
-    for seed in range(SEEDS.value)
-  ]
   for job in jobs:
     train_job(dataset, job, output_dir, TrainingDisplay)
   inside = inside_eain(dataset, jobs, output_dir)
@@ -158,7 +163,7 @@ def make_table(output_dir: Path, plan: dict) -> None:
     [read_job(dataset, job, output_dir) for job in jobs],
     dict(dataset.manifest),
     {part: ceiling(dataset, part) for part in ('valid', 'test')},
-    wanted(plan),
+    plan,
     inside,
   )
   rich.print(table1_on_console(table, times))
@@ -167,13 +172,13 @@ def make_table(output_dir: Path, plan: dict) -> None:
 
 def main() -> None:
   output_dir = Path(OUTPUT_DIR.value)
-  plan = plan_from_flags()
+  jobs = jobs_from_flags()
   with contextlib.ExitStack() as stack:
     lock = lambda: stack.enter_context(
       locked_folder(output_dir, '--output_dir')
     )
     processes.together(lambda: processes.is_first() and lock())
-    make_table(output_dir, plan)
+    make_table(output_dir, jobs)
 
 
 if __name__ == '__main__':

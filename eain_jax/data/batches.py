@@ -25,7 +25,7 @@ from eain_jax.data.examples import (
   hash_bits,
   segment_ranges,
 )
-from eain_jax.data.features import Feature
+from eain_jax.data.features import SECONDS_PER_DAY, Feature, bucket_days
 from eain_jax.data.row_plan import (
   DistinctFinder,
   RowsOfShard,
@@ -45,6 +45,7 @@ from eain_jax.errors import InputError
 #   target     int32 [R, C]   row of items
 #   history    int32 [N]      row of items
 #   segment    int32 [N]      request of each event, non-decreasing; R: padding
+#   age        int32 [N]      days from each event to its target, in buckets
 #   position   int32 [R]      the target's index in its user's sequence
 #   row        int32 [R]      the request's place in the global batch
 #   label      float32 [R, C]
@@ -192,6 +193,8 @@ class Packer:
       items[name] = ids
     segments = np.full(num_events, size, np.int32)
     segments[: len(segment)] = segment
+    day = dataset.timestamp[event] // SECONDS_PER_DAY
+    days = day[segment] - dataset.timestamp[entry] // SECONDS_PER_DAY
     sequence_start = dataset.history_start[user]
     targets = place[: count * num_candidates].reshape(count, num_candidates)
     return {
@@ -204,6 +207,7 @@ class Packer:
       'target': padded(targets, size),
       'history': padded(place[count * num_candidates :], num_events),
       'segment': segments,
+      'age': padded(bucket_days(days), num_events),
       'position': padded((end - sequence_start).astype(np.int32), size),
       'row': np.arange(first_row, first_row + size, dtype=np.int32),
       'label': padded(label_RC.astype(np.float32), size),
@@ -406,6 +410,7 @@ def shapes_of_batch(
     'target': array(num_requests, num_candidates),
     'history': array(sizes.num_events),
     'segment': array(sizes.num_events),
+    'age': array(sizes.num_events),
     'position': array(num_requests),
     'row': array(num_requests),
     'label': array(num_requests, num_candidates, dtype='float32'),

@@ -20,11 +20,18 @@ UNKNOWN = 1
 NUM_RESERVED = 2
 NUM_PRICE_BUCKETS = 10
 SECONDS_PER_DAY = 86_400
+# 0 days, 1, 2-3, 4-7, ..., 256-511, 512 and more.
+NUM_DAY_BUCKETS = 11
 # What the timestamp tells; `_time_codes` index into these.
 TIME_VALUES = {
   'hour': [str(hour) for hour in range(24)],
   'weekday': ['Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat', 'Sun'],
   'month': [str(month) for month in range(1, 13)],
+  'quarter': [
+    f'{year} Q{quarter}'
+    for year in range(1970, 2100)
+    for quarter in (1, 2, 3, 4)
+  ],
   'gap': [
     *('first event', '0', '1'),
     *(f'{2**i}-{2 ** (i + 1) - 1}' for i in range(1, 9)),
@@ -198,19 +205,23 @@ def encode_items(
   return ids, features, vocabularies
 
 
+def bucket_days(days: np.ndarray) -> np.ndarray:
+  """int32, of numbers of days: 0, 1, 2-3, 4-7, ... 512+; less than 0 is 0."""
+  power = np.frexp(np.maximum(days, 0))[1]
+  return np.minimum(power, NUM_DAY_BUCKETS - 1).astype(np.int32)
+
+
 def _gap_buckets(log: EventLog) -> np.ndarray:
-  """Days since the user's event before: first, 0, 1, 2-3, 4-7, ... 512+."""
+  """Days since the user's event before: first, then as `bucket_days`."""
   days = np.zeros(len(log.user), np.int64)
   first = np.ones(len(log.user), bool)
   first[1:] = log.user[1:] != log.user[:-1]
   days[1:] = np.diff(log.timestamp) // SECONDS_PER_DAY
-  bucket = np.where(days > 0, np.frexp(np.maximum(days, 1))[1] + 1, 1)
-  bucket = np.where(first, 0, np.minimum(bucket, 11))
-  return bucket.astype(np.int32)
+  return np.where(first, 0, 1 + bucket_days(days)).astype(np.int32)
 
 
 def _time_codes(log: EventLog, name: str) -> np.ndarray:
-  """int32 codes of a context feature that the timestamp gives."""
+  """int32 codes of a context feature of the timestamp, -1 for none."""
   if name == 'gap':
     return _gap_buckets(log)
   if name == 'hour':
@@ -222,14 +233,20 @@ def _time_codes(log: EventLog, name: str) -> np.ndarray:
   first, last = int(day.min()), int(day.max())
   if last - first < len(day):
     # The calendar is slow, so each day is looked up in it once.
-    return _month_of_day(np.arange(first, last + 1))[day - first]
-  return _month_of_day(day)
+    month = _months_of_days(np.arange(first, last + 1))[day - first]
+  else:
+    month = _months_of_days(day)
+  if name == 'month':
+    return (month % 12).astype(np.int32)
+  quarter = month // 3
+  is_named = (quarter >= 0) & (quarter < len(TIME_VALUES['quarter']))
+  return np.where(is_named, quarter, -1).astype(np.int32)
 
 
-def _month_of_day(day: np.ndarray) -> np.ndarray:
-  """int32, the month, from 0, of days since 1 January 1970."""
+def _months_of_days(day: np.ndarray) -> np.ndarray:
+  """int64, months since January 1970 of days since its first."""
   month = day.astype('datetime64[D]').astype('datetime64[M]')
-  return (month.astype(np.int64) % 12).astype(np.int32)
+  return month.astype(np.int64)
 
 
 def context_values(
@@ -239,7 +256,7 @@ def context_values(
 
   Args:
     log: the events; its own context columns are always taken.
-    names: features of the timestamp: hour, weekday, month, gap.
+    names: features of the timestamp, of TIME_VALUES.
 
   Raises:
     InputError: a column has the name of a feature of the timestamp.

@@ -344,12 +344,15 @@ def prepare(config: PrepareConfig, output_dir: str | Path) -> dict[str, Any]:
     if isinstance(source, World):
       true_preference = source.scorer(log)
     del source
+    context_names = tuple(
+      name for name in config.context if name != 'quarter' or split != 'time'
+    )
     survey = survey_events(
       log,
       task=task,
       split=split,
       time_fractions=config.time_fractions,
-      context=features.context_values(log, config.context),
+      context=features.context_values(log, context_names),
     )
     user_ids, user_feature, user_vocabulary = features.encode_users(
       log.users, survey.user_count, config.min_count
@@ -359,7 +362,7 @@ def prepare(config: PrepareConfig, output_dir: str | Path) -> dict[str, Any]:
     )
     id_of_code, context_features, context_vocabularies, constant = (
       features.encode_context(
-        features.context_values(log, config.context),
+        features.context_values(log, context_names),
         survey.context_seen,
         survey.context_count,
         config.min_count,
@@ -368,6 +371,11 @@ def prepare(config: PrepareConfig, output_dir: str | Path) -> dict[str, Any]:
     all_features = [user_feature, *item_features, *context_features]
     _check_names(all_features)
     notes = [*log.notes, *_protocol_notes(task, split, config)]
+    if len(context_names) < len(config.context):
+      notes.append(
+        'quarter is left out of --split=time: those of the test part are later '
+        'than what is trained on.'
+      )
     if constant:
       notes.append(
         f'{", ".join(constant)} of one value in all of the data: left out.'

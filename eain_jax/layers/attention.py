@@ -14,7 +14,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from eain_jax.data.features import NUM_DAY_BUCKETS
 from eain_jax.layers.mlp import activate
+
+# Events further back share the last rank.
+NUM_RANKS = 64
 
 
 def pack_histories(
@@ -52,6 +56,18 @@ def _sum_of_request(
   return jax.ops.segment_sum(
     x_NX, segment_N, num_segments, indices_are_sorted=True
   )
+
+
+def rank_from_end(segment_N: jax.Array, num_segments: int) -> jax.Array:
+  """int32 [N]: 0 for the newest event of a request, 1 for the one before it.
+
+  `segment_N` must be non-decreasing; what padding has means nothing.
+  """
+  place_N = jnp.arange(len(segment_N), dtype=jnp.int32)
+  newest_R = jax.ops.segment_max(
+    place_N, segment_N, num_segments, indices_are_sorted=True
+  )
+  return jnp.maximum(_of_request(newest_R, segment_N) - place_N, 0)
 
 
 def segment_softmax(
@@ -180,21 +196,37 @@ class AdditiveAttention(nn.Module):
     compute_dtype: of the matrix products.
     use_softmax: (1); without it alpha_t is e_t of (2), which may be negative,
       and h_u grows with the history.
+    recency: what W_1 x_t + W_2 x* is told of how far back x_t lies, as learned
+      vectors b [H] inside the tanh of (2); not in the paper, whose scores do
+      not know the order of a history. 'rank': b of the place from the newest
+      event. 'age': b of the days to the target, in buckets. 'rank_and_age':
+      both. 'none'.
   """
 
   hidden_dim: int
   use_product: bool = False
   compute_dtype: jax.typing.DTypeLike = jnp.float32
   use_softmax: bool = True
+  recency: str = 'none'
 
   @nn.compact
   def __call__(
-    self, history_NE: jax.Array, target_RCE: jax.Array, segment_N: jax.Array
+    self,
+    history_NE: jax.Array,
+    target_RCE: jax.Array,
+    segment_N: jax.Array,
+    age_N: jax.Array | None = None,
   ) -> jax.Array:
     """[R, C, E] from packed histories [N, E] and candidates [R, C, E].
 
-    `segment_N` must be non-decreasing, as `pack_histories` makes it: XLA is
-    promised so. Sows 'attention_weight' [N, C] into 'intermediates'.
+    Sows 'attention_weight' [N, C] into 'intermediates'.
+
+    Args:
+      history_NE: [N, E].
+      target_RCE: [R, C, E].
+      segment_N: int32 [N], non-decreasing, as `pack_histories` makes it: XLA is
+        promised so.
+      age_N: int32 [N] in [0, NUM_DAY_BUCKETS), where `recency` names it.
     """
     width, dtype = history_NE.shape[-1], self.compute_dtype
     init = nn.initializers.glorot_uniform()
@@ -205,10 +237,24 @@ class AdditiveAttention(nn.Module):
     w3_EH = None
     if self.use_product:
       w3_EH = self.param('w3', init, shape).astype(dtype)
-    weight_NC = additive_score(
-      history_NE, target_RCE, segment_N, w1_EH, w2_EH, v_H, w3_EH
-    )
     num_requests = target_RCE.shape[0]
+    bias_NH = None
+    for name, size, index_N in (
+      ('rank', NUM_RANKS, rank_from_end(segment_N, num_requests)),
+      ('age', NUM_DAY_BUCKETS, age_N),
+    ):
+      if name not in self.recency:
+        continue
+      if index_N is None:
+        raise ValueError(f'recency={self.recency} needs age_N')
+      bias_VH = self.param(
+        name, nn.initializers.normal(0.05), (size, *shape[1:])
+      )
+      own_NH = bias_VH.astype(dtype)[jnp.minimum(index_N, size - 1)]
+      bias_NH = own_NH if bias_NH is None else bias_NH + own_NH
+    weight_NC = additive_score(
+      history_NE, target_RCE, segment_N, w1_EH, w2_EH, v_H, w3_EH, bias_NH
+    )
     if self.use_softmax:
       weight_NC = segment_softmax(weight_NC, segment_N, num_requests)
     self.sow('intermediates', 'attention_weight', weight_NC)
@@ -223,12 +269,18 @@ def additive_score(
   w2_EH: jax.Array,
   v_H: jax.Array,
   w3_EH: jax.Array | None = None,
+  bias_NH: jax.Array | None = None,
 ) -> jax.Array:
-  """Equation (2): [N, C], v^T tanh(W_1 x_t + W_2 x* [+ W_3 (x_t * x*)])."""
-  hidden_XH = jnp.tanh(
-    pair_projection(history_NE, target_RCE, segment_N, w1_EH, w2_EH, w3_EH)
+  """Equation (2): [N, C], v^T tanh(W_1 x_t + W_2 x*).
+
+  Inside the tanh `w3_EH` adds W_3 (x_t * x*), and `bias_NH` what it holds.
+  """
+  hidden_XH = pair_projection(
+    history_NE, target_RCE, segment_N, w1_EH, w2_EH, w3_EH
   )
-  return (hidden_XH @ v_H).reshape(len(history_NE), -1)
+  if bias_NH is not None:
+    hidden_XH += jnp.repeat(bias_NH, target_RCE.shape[1], axis=0)
+  return (jnp.tanh(hidden_XH) @ v_H).reshape(len(history_NE), -1)
 
 
 def activation_unit_hidden(

@@ -26,6 +26,7 @@ class EmbeddedBatch:
     history_NAW: the packed history events' item features.
     context_RKW: the context features.
     segment_N: int32, request of each history event; R or more is padding.
+    age_N: int32, days from each history event to its target, in buckets.
     position_R: int32, the target's index in its user's sequence.
     row_R: int32, place of the request in the global batch.
     valid_R: bool, False where the request is padding.
@@ -36,6 +37,7 @@ class EmbeddedBatch:
   history_NAW: jax.Array
   context_RKW: jax.Array
   segment_N: jax.Array
+  age_N: jax.Array
   position_R: jax.Array
   row_R: jax.Array
   valid_R: jax.Array
@@ -140,6 +142,7 @@ def embed_batch(
     if context
     else jnp.zeros((num_requests, 0, width), compute_dtype),
     segment_N=batch['segment'],
+    age_N=batch['age'],
     position_R=batch['position'],
     row_R=batch['row'],
     # Every real user has an id, unknown ones too.

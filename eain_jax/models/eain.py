@@ -63,8 +63,9 @@ class EAIN(nn.Module):
         config.attention_product,
         dtype,
         config.use_softmax,
+        config.attention_recency,
         name='attention',
-      )(flat_history(inputs, dim), target_RCE, inputs.segment_N)
+      )(flat_history(inputs, dim), target_RCE, inputs.segment_N, inputs.age_N)
       h_u_BE = h_u_RCE.reshape(-1, h_u_RCE.shape[-1])
     else:
       h_u_BE = per_example(pooled_history(inputs, dim), num_candidates)

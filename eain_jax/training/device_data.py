@@ -16,7 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from eain_jax.data.batches import TrainStream, size_class
-from eain_jax.data.features import PADDING, Feature
+from eain_jax.data.features import (
+  NUM_DAY_BUCKETS,
+  PADDING,
+  SECONDS_PER_DAY,
+  Feature,
+)
 from eain_jax.data.row_plan import planned_rows
 from eain_jax.errors import InputError
 from eain_jax.training.distinct import distinct_ids
@@ -33,19 +38,23 @@ class Columns:
   Attributes:
     item_ids: {feature: int32 [I + 1] or [I + 1, W]}; row 0 is padding.
     history_item: int32 [M], row of `item_ids` of each history entry.
+    history_day: int32 [M], day of each history entry.
     user: int32 [X], the users' ids.
     context: {feature: int32 [X]}.
     start: int32 [X], where the row's history begins, newest events kept.
     end: int32 [X], where it ends.
+    day: int32 [X], of the target.
     position: int32 [X], the target's index in its user's sequence.
   """
 
   item_ids: Mapping[str, Any]
   history_item: Any
+  history_day: Any
   user: Any
   context: Mapping[str, Any]
   start: Any
   end: Any
+  day: Any
   position: Any
 
 
@@ -67,17 +76,30 @@ def make_columns(stream: TrainStream) -> Columns:
   event = packer.part.event
   start, end = packer.history_range(rows)
   user = dataset.user[event]
-  item = dataset.item if history is None else dataset.item[history]
+  item, day = dataset.item, dataset.timestamp // SECONDS_PER_DAY
+  # Differences matter alone.
+  day = (day - day.min()).astype(np.int32)
+  day_of_target = day[event]
+  if history is not None:
+    item, day = item[history], day[history]
   pad = lambda ids: np.pad(ids, [(1, 0)] + [(0, 0)] * (ids.ndim - 1))
   return Columns(
     {name: pad(ids) for name, ids in dataset.item_ids.items()},
     item.astype(np.int32) + 1,
+    day,
     dataset.user_ids[user],
     {name: ids[event] for name, ids in dataset.context_ids.items()},
     start.astype(np.int32),
     end.astype(np.int32),
+    day_of_target,
     (end - dataset.history_start[user]).astype(np.int32),
   )
+
+
+def _bucket_days(days: jax.Array) -> jax.Array:
+  """As `data.features.bucket_days`."""
+  power = 32 - jax.lax.clz(jnp.maximum(days, 0))
+  return jnp.minimum(power, NUM_DAY_BUCKETS - 1)
 
 
 def _plan(
@@ -129,6 +151,9 @@ def assemble(
   )
   is_event_N = segment_N < num_requests
   history_N = columns.history_item.at[entry_N].get(mode='clip')
+  days_N = columns.day[row_R][own_R] - columns.history_day.at[entry_N].get(
+    mode='clip'
+  )
   target_RC = jnp.where(valid_R[:, None], step['candidates'] + 1, 0)
   item_U = jnp.concatenate(
     [
@@ -148,6 +173,7 @@ def assemble(
     'target': jnp.arange(1, first, dtype=jnp.int32).reshape(target_RC.shape),
     'history': jnp.where(is_event_N, first + jnp.arange(num_events), 0),
     'segment': segment_N,
+    'age': jnp.where(is_event_N, _bucket_days(days_N), 0),
     'position': jnp.where(valid_R, columns.position[row_R], 0),
     'row': jnp.arange(num_requests, dtype=jnp.int32),
     'label': step['label'],

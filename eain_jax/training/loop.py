@@ -34,7 +34,7 @@ from eain_jax.training.checksums import not_finite_error, take_checksums
 from eain_jax.training.device_data import STEPS_A_CALL
 from eain_jax.training.device_memory import check_memory
 from eain_jax.training.memory import release_freed_memory
-from eain_jax.training.optimizer import set_plateau_factor
+from eain_jax.training.optimizer import evaluated_params, set_plateau_factor
 from eain_jax.training.parallel import Placement
 from eain_jax.training.run_folder import (
   CONFIG_FILE,
@@ -556,7 +556,7 @@ def _evaluate_boundary(
 ) -> tuple[TrainState, Best]:
   """Evaluates on validation; keeps the best; lets the learning rate fall."""
   config, step = plan.config, int(state.step)
-  params, stats = state.params, state.stats
+  params, stats = evaluated_params(state), state.stats
   scored = _score(plan, plan.valid, params, stats)
   if not np.isfinite(scored.logit).all():
     raise _not_finite(plan, f'scores are not finite after step {step}', state)

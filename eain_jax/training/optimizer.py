@@ -1,10 +1,14 @@
 """Optax transformations as the settings name them."""
 
+from typing import Any, NamedTuple
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from eain_jax.config import TrainConfig
+from eain_jax.training.state import TrainState
 
 
 def make_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
@@ -27,10 +31,57 @@ def make_schedule(config: TrainConfig, num_steps: int) -> optax.Schedule:
   return optax.join_schedules([rise, decay], [warmup])
 
 
+class AveragedState(NamedTuple):
+  """Of `track_average`.
+
+  Attributes:
+    count: int32, steps.
+    average: of the parameters.
+  """
+
+  count: jax.Array
+  average: Any
+
+
+def track_average(decay: float) -> optax.GradientTransformation:
+  """Keeps an exponential moving average of the parameters after each step.
+
+  It stands last, where updates are what is added, and changes none. Early steps
+  count less back, min(decay, (1 + t) / (10 + t)), or the average would be that
+  of the initial values for long. Updated row by row, a row's average moves when
+  the row does.
+  """
+
+  def init(params):
+    return AveragedState(
+      jnp.zeros([], jnp.int32), jax.tree.map(jnp.copy, params)
+    )
+
+  def update(updates, state, params=None):
+    assert params is not None
+    step = state.count.astype(jnp.float32)
+    keep = jnp.minimum(decay, (1 + step) / (10 + step))
+    average = jax.tree.map(
+      lambda old, param, change: keep * old + (1 - keep) * (param + change),
+      state.average,
+      params,
+      updates,
+    )
+    return updates, AveragedState(state.count + 1, average)
+
+  return optax.GradientTransformation(init, update)
+
+
+def evaluated_params(state: TrainState) -> Any:
+  """The parameters that are evaluated and kept: their average, if there is."""
+  averages = optax.tree_utils.tree_get_all_with_path(state.opt_state, 'average')
+  return averages[0][1] if averages else state.params
+
+
 def make_optimizer(
   config: TrainConfig, num_steps: int
 ) -> optax.GradientTransformation:
-  """The named optimizer, its schedule, and the plateau factor.
+  """The named optimizer, its schedule, the plateau factor, the average.
 
   Clipping is the step's: the norm is that of whole gradients, and a device may
   hold a part of them.
@@ -46,11 +97,14 @@ def make_optimizer(
     'adagrad': lambda: optax.scale_by_rss(initial_accumulator_value=0.1),
     'sgd': optax.identity,
   }[config.optimizer]()
-  return optax.chain(
+  chain = [
     precondition,
     optax.scale_by_learning_rate(make_schedule(config, num_steps)),
     optax.inject_hyperparams(optax.scale)(step_size=1.0),
-  )
+  ]
+  if config.ema_decay > 0:
+    chain.append(track_average(config.ema_decay))
+  return optax.chain(*chain)
 
 
 def set_plateau_factor(opt_state, factor: float):

@@ -73,6 +73,15 @@ class Job:
   model_config: ModelConfig
   config: TrainConfig
 
+  def settings(self) -> dict[str, Any]:
+    """All that decides the run but its seed, ready for JSON."""
+    training = deciding(self.config)
+    training.pop('seed')
+    return {
+      'model_config': self.model_config.to_dict(),
+      'train_config': training,
+    }
+
   def folder(self, output_dir: Path) -> Path:
     return output_dir / RUNS_FOLDER / f'{self.name}-seed{self.config.seed}'
 
@@ -131,11 +140,10 @@ def read_job(dataset: Dataset, job: Job, output_dir: Path) -> Run:
   return Run(job.model, job.config.seed, settings, result, records)
 
 
-def wanted(plan: Mapping[str, Any]) -> dict[str, Any]:
-  """A plan without the devices, on which it does not depend."""
-  config = plan['train_config']
-  kept = {k: v for k, v in config.items() if k not in FREE_SETTINGS}
-  return {**plan, 'train_config': kept}
+def deciding(config: TrainConfig) -> dict[str, Any]:
+  """A config without the devices, on which no number depends."""
+  values = config.to_dict()
+  return {k: v for k, v in values.items() if k not in FREE_SETTINGS}
 
 
 def check_plan(output_dir: Path, plan: Mapping[str, Any]) -> None:
@@ -143,19 +151,19 @@ def check_plan(output_dir: Path, plan: Mapping[str, Any]) -> None:
 
   Args:
     output_dir: of the plan; need not be there.
-    plan: ready for JSON; its 'train_config' is a `TrainConfig`.
+    plan: ready for JSON.
   """
   plan_file = output_dir / PLAN_FILE
   if not plan_file.is_file():
     refuse_existing(output_dir)
     return
   try:
-    found = wanted(json.loads(plan_file.read_text()))
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    found = json.loads(plan_file.read_text())
+  except (OSError, ValueError, RecursionError) as error:
     raise InputError(
       f'{plan_file} is damaged: name another folder for --output_dir'
     ) from error
-  if found != wanted(plan):
+  if found != plan:
     raise InputError(
       f'--output_dir={output_dir} holds what other flags made (see '
       f'{plan_file}): name another folder'

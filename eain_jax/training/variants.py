@@ -144,6 +144,14 @@ VARIANTS: dict[str, Variant] = {
     {'attention_product': False},
     needs={'use_attention': True},
   ),
+  'no_recency': Variant(
+    ADDITIONS,
+    'Without recency',
+    'the attention does not know how far back an event lies',
+    '(2)',
+    {'attention_recency': 'none'},
+    needs={'use_attention': True},
+  ),
   'no_paim_norm': Variant(
     ADDITIONS,
     'PAIM without norm',
@@ -170,10 +178,11 @@ VARIANTS: dict[str, Variant] = {
   'as_printed': Variant(
     ADDITIONS,
     'All as printed',
-    'all four additions and the norm of MaskBlock gone, as printed',
+    'all five additions and the norm of MaskBlock gone, as printed',
     '(1)-(12)',
     {
       'attention_product': False,
+      'attention_recency': 'none',
       'mask_norm': False,
       'paim_norm': False,
       'paim_dim': 0,

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import eain_jax
@@ -91,27 +90,3 @@ def _trial_record(trial: Trial) -> dict[str, Any]:
     kept = ('best_epoch', 'steps', 'parameters', 'valid')
     record |= {name: trial.result[name] for name in kept}
   return record
-
-
-def read_flags(path: Path) -> dict[str, str]:
-  """By name of a flag its text, from a file of flags.
-
-  Raises:
-    InputError: the file is missing, or a line is no flag.
-  """
-  try:
-    lines = path.read_text().splitlines()
-  except (OSError, ValueError) as error:
-    raise InputError(f'{path} cannot be read as a file of flags') from error
-  found = {}
-  for number, line in enumerate(lines, 1):
-    line = line.strip()
-    if not line or line.startswith('#'):
-      continue
-    name, equals, text = line.removeprefix('--').partition('=')
-    if not line.startswith('--') or not equals:
-      raise InputError(
-        f'{path}, line {number}: {line[:80]!r} is not written as --name=value'
-      )
-    found[name] = text
-  return found

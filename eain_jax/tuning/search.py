@@ -24,6 +24,7 @@ from eain_jax.data.dataset import Dataset
 from eain_jax.training import loop
 from eain_jax.training.run_folder import METRICS_FILE
 from eain_jax.training.run_log import Report
+from eain_jax.training.run_set import deciding
 from eain_jax.tuning.space import Space, describe
 
 JOURNAL_FILE, RUNS_FOLDER = 'study.journal', 'runs'
@@ -84,7 +85,7 @@ class Search:
       'dataset': self.dataset.fingerprint,
       'model': self.space.model,
       'model_config': self.space.model_config.to_dict(),
-      'train_config': self.space.train_config.to_dict(),
+      'train_config': deciding(self.space.train_config),
       'space': {n: describe(d) for n, d in self.space.distributions.items()},
       'objective': self.objective,
       'sampler': self.sampler,

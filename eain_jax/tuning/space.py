@@ -19,6 +19,9 @@ from eain_jax.errors import InputError
 
 # Lists are text, for Optuna's storage knows no tuples.
 SPACE: dict[str, BaseDistribution] = {
+  # 0 follows from the size of the dataset, and -1 from how tables are updated.
+  'batch_size': CategoricalDistribution((0, 1024, 2048)),
+  'ema_decay': CategoricalDistribution((-1.0, 0.0, 0.99, 0.998)),
   'learning_rate': FloatDistribution(3e-4, 1e-2, log=True),
   'table_l2': FloatDistribution(1e-7, 1e-2, log=True),
   'table_stddev': FloatDistribution(5e-3, 0.2, log=True),
@@ -32,6 +35,9 @@ SPACE: dict[str, BaseDistribution] = {
   'use_softmax': CategoricalDistribution((True, False)),
   'attention_dim': CategoricalDistribution((32, 64, 128)),
   'attention_product': CategoricalDistribution((True, False)),
+  'attention_recency': CategoricalDistribution(
+    ('none', 'rank', 'age', 'rank_and_age')
+  ),
   'se_reduction': CategoricalDistribution((1, 3)),
   'mask_hidden_dim': CategoricalDistribution((64, 128, 256)),
   'mask_norm': CategoricalDistribution((True, False)),
@@ -43,7 +49,12 @@ SPACE: dict[str, BaseDistribution] = {
 }
 # What is of use only with a switch.
 _OF_SWITCH = {
-  'use_attention': ('use_softmax', 'attention_dim', 'attention_product'),
+  'use_attention': (
+    'use_softmax',
+    'attention_dim',
+    'attention_product',
+    'attention_recency',
+  ),
   'use_se': ('se_reduction',),
   'use_mask_block': ('mask_hidden_dim', 'mask_norm'),
   'use_paim': ('paim_layers', 'paim_dim', 'paim_input', 'position'),

@@ -71,6 +71,11 @@ def test_a_batch_holds_what_the_dataset_says(dataset, step):
     assert items[place, 0] == dataset.item[part.event[rows[place]]]
     assert label[place].tolist() == [1, 0, 0, 0, 0]
     event = part.event[rows[place]]
+    ages = batch['age'][batch['segment'] == place]
+    stamps = dataset.timestamp[event - position : event][-len(ages) :]
+    days = dataset.timestamp[event] // 86_400 - stamps // 86_400
+    expected = [int(np.log2(d)) + 1 if d else 0 for d in days]
+    assert ages.tolist() == [min(bucket, 10) for bucket in expected]
     for name, ids in dataset.context_ids.items():
       assert batch['context'][name][place] == ids[event]
 
@@ -85,6 +90,7 @@ def test_padding_weighs_nothing_and_points_at_row_zero(dataset):
   padding = last['segment'] == 32
   assert padding.any()
   assert not last['history'][padding].any()
+  assert not last['age'][padding].any()
   for ids in last['items'].values():
     assert not ids[0].any()
 

@@ -114,7 +114,7 @@ def test_time_features_against_the_calendar():
     pl.DataFrame(),
   )
   days = ['Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat', 'Sun']
-  for name in ('hour', 'weekday', 'month'):
+  for name in ('hour', 'weekday', 'month', 'quarter'):
     codes, values = features._time_codes(log, name), features.TIME_VALUES[name]
     for stamp, code in zip(stamps, codes, strict=True):
       time = datetime.datetime.fromtimestamp(int(stamp), datetime.UTC)
@@ -122,8 +122,26 @@ def test_time_features_against_the_calendar():
         'hour': str(time.hour),
         'weekday': days[time.weekday()],
         'month': str(time.month),
+        'quarter': f'{time.year} Q{(time.month + 2) // 3}',
       }[name]
       assert values[code] == expected
+
+
+def test_a_quarter_without_a_name_is_none():
+  """Of 1969 and of 2100; a log's times may be any numbers."""
+  stamps = np.array([-DAY, 0, 4_102_444_799, 4_102_444_800, 2**40])
+  log = EventLog(
+    np.zeros(5, np.int32),
+    np.zeros(5, np.int32),
+    stamps,
+    pl.Series(['u']),
+    pl.Series(['i']),
+    pl.DataFrame(),
+  )
+  codes = features._time_codes(log, 'quarter')
+  assert codes.tolist() == [-1, 0, 519, -1, -1]
+  names = features.TIME_VALUES['quarter']
+  assert (names[0], names[519]) == ('1970 Q1', '2099 Q4')
 
 
 def test_gaps_by_hand():

@@ -69,7 +69,15 @@ def test_local_ids_point_at_the_ids_of_the_batch(dataset, num_shards):
       np.testing.assert_array_equal(
         used, np.union1d([0], ids[name][shard].ravel())
       )
-    for key in ('target', 'history', 'segment', 'label', 'weight', 'row'):
+    for key in (
+      'target',
+      'history',
+      'segment',
+      'age',
+      'label',
+      'weight',
+      'row',
+    ):
       np.testing.assert_array_equal(batch[key], found[key])
 
 

@@ -129,20 +129,33 @@ def embedded(dataset, params, item):
   return np.concatenate(parts)
 
 
+def ages_of_history(dataset, row):
+  """Of the events before a row's, the newest first, days in powers of two."""
+  event = int(dataset.parts['test'].event[row])
+  day = dataset.timestamp // 86_400
+  before = np.flatnonzero(dataset.user[:event] == dataset.user[event])[::-1]
+  return [
+    min(10, int(np.log2(days)) + 1) if days else 0
+    for days in (day[event] - day[before]).tolist()
+  ]
+
+
 def test_attention_is_equations_1_and_2(dataset, looked):
   weights = jax.tree.map(
     lambda x: np.asarray(x, np.float64), looked.params['net']['attention']
   )
   number = {raw: i for i, raw in enumerate(dataset.raw_items(np.arange(80)))}
   for example in looked.found['examples']:
+    ages = ages_of_history(dataset, example['row'])
     for name in ('positive', 'negative'):
       x = embedded(dataset, looked.params, number[example[name]['item']])
       score = []
-      for event in example['history']:
+      for rank, event in enumerate(example['history']):
         x_t = embedded(dataset, looked.params, number[event['item']])
         hidden = x_t @ weights['w1'] + x @ weights['w2']
-        hidden = np.tanh(hidden + (x_t * x) @ weights['w3'])
-        score.append(hidden @ weights['v'])
+        hidden += (x_t * x) @ weights['w3']
+        hidden += weights['rank'][rank] + weights['age'][ages[rank]]
+        score.append(np.tanh(hidden) @ weights['v'])
       expected = np.exp(score) / np.exp(score).sum()
       np.testing.assert_allclose(
         example[name]['attention'], expected, atol=1e-5
@@ -164,7 +177,7 @@ def test_gates_and_masks_are_those_of_the_network(dataset, looked):
   fields = looked.found['fields']
   item = ['item', 'brand', 'tags']
   history = [f'history {name}' for name in item]
-  context = ['hour', 'weekday', 'month', 'gap', 'device']
+  context = ['hour', 'weekday', 'month', 'quarter', 'gap', 'device']
   assert fields == ['user', *item, *history, *context]
   (gate_BF,) = looked.sown['squeeze_excitation']['gate']
   (mask_BPD,) = looked.sown['mask_block']['mask']

@@ -33,6 +33,7 @@ CONFIG = TrainConfig(
   learning_rate=0.02,
   log_every=3,
   save_every=7,
+  ema_decay=0.9,
 )
 # Of Dice it has statistics to restore, too.
 DIN = MODEL_CONFIGS['din'](embedding_dim=4, mlp=(8,), attention=(6,))
@@ -225,7 +226,7 @@ def test_settings_and_versions_that_differ_are_named(fit, tmp_path):
   text = file.read_text()
   settings = json.loads(text)
   for change, message in [
-    ({'arithmetic_version': 0}, r'arithmetic_version=0, this one has 2'),
+    ({'arithmetic_version': 0}, r'arithmetic_version=0, this one has \d'),
     ({'libraries': {'jax': '0.1'}}, r"libraries\.jax='0\.1', this one has"),
     (
       {'dataset': {'fingerprint': 'f' * 64}},

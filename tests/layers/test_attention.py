@@ -51,8 +51,8 @@ def reference(history_BTE, mask_BT, target_BCE, score):
 
 
 def additive(params, use_product=False):
-  def score(x_t, x):
-    inside = params['w1'].T @ x_t + params['w2'].T @ x
+  def score(x_t, x, bias=0.0):
+    inside = params['w1'].T @ x_t + params['w2'].T @ x + bias
     if use_product:
       inside = inside + params['w3'].T @ (x_t * x)
     return params['v'] @ np.tanh(inside)
@@ -174,6 +174,52 @@ def test_additive_attention_is_equations_1_to_3(use_product):
       np.testing.assert_allclose(
         total_RC, np.broadcast_to(exists, (B + 1, C)), atol=1e-12
       )
+
+
+def test_rank_counts_from_the_newest():
+  segment_N = np.array([0, 0, 0, 2, 3, 3, 4, 4], np.int32)
+  found = attention.rank_from_end(segment_N, 4)
+  np.testing.assert_array_equal(found[:6], [2, 1, 0, 0, 1, 0])
+
+
+@pytest.mark.parametrize('recency', ['rank', 'age', 'rank_and_age'])
+def test_recency_stands_inside_the_tanh(recency, monkeypatch):
+  """One example at a time; beyond the last rank all events share its bias."""
+  monkeypatch.setattr(attention, 'NUM_RANKS', 4)
+  history_BTE, mask_BT, target_BCE, params = random_inputs()
+  rng = np.random.default_rng(3)
+  rank_VH, age_VH = rng.normal(size=(4, H)), rng.normal(size=(11, H))
+  age_BT = rng.integers(0, 11, (B, T))
+  score = additive(params, use_product=True)
+  expected = np.zeros((B, C, E))
+  for b in range(B):
+    events = np.flatnonzero(mask_BT[b])
+    for c in range(C if len(events) else 0):
+      scores = []
+      for t in events:
+        bias = np.zeros(H)
+        if 'rank' in recency:
+          bias += rank_VH[min(int(np.sum(events > t)), 3)]
+        if 'age' in recency:
+          bias += age_VH[age_BT[b, t]]
+        scores.append(score(history_BTE[b, t], target_BCE[b, c], bias))
+      for alpha_t, t in zip(softmax(scores), events, strict=True):
+        expected[b, c] += alpha_t * history_BTE[b, t]
+  history_NE, segment_N = packed(history_BTE, mask_BT, extra=3)
+  age_N = np.concatenate([age_BT[mask_BT], [0, 0, 0]])
+  if 'rank' in recency:
+    params['rank'] = rank_VH
+  if 'age' in recency:
+    params['age'] = age_VH
+  with jax.enable_x64():
+    module = AdditiveAttention(H, True, jnp.float64, recency=recency)
+    found = module.apply(
+      {'params': params}, history_NE, target_BCE, segment_N, age_N
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-10)
+    if 'age' in recency:
+      with pytest.raises(ValueError, match='needs age_N'):
+        module.apply({'params': params}, history_NE, target_BCE, segment_N)
 
 
 @pytest.mark.parametrize('extra', [0, 9])

@@ -36,6 +36,7 @@ def hand_batch():
     'target': np.array([[1, 2], [3, 1], [0, 0]], np.int32),
     'history': np.array([2, 3, 2, 0, 0], np.int32),
     'segment': np.array([0, 0, 1, 3, 3], np.int32),
+    'age': np.array([4, 0, 1, 0, 0], np.int32),
     'position': np.array([2, 1, 0], np.int32),
     'row': np.array([10, 11, 12], np.int32),
   }

@@ -74,6 +74,7 @@ def widened(batch, extra_events, extra_items):
     'items': {k: pad(v, extra_items) for k, v in batch['items'].items()},
     'history': pad(batch['history'], extra_events),
     'segment': pad(batch['segment'], extra_events, num_requests),
+    'age': pad(batch['age'], extra_events),
   }
 
 
@@ -236,6 +237,8 @@ net/mlp/dense_1/kernel 16x8 ~0.25
 net/mlp/logit/bias 1 0
 net/mlp/logit/kernel 8x1 ~0.30
 eain: tables 9 wide
+net/attention/age 11x10 ~0.05
+net/attention/rank 64x10 ~0.05
 net/attention/v 10 ~0.11
 net/attention/w1 24x10 ~0.25
 net/attention/w2 24x10 ~0.25
@@ -318,6 +321,13 @@ SWITCHES = {
   # 7 fields, 21 pairs.
   'no_context': ({'use_context': False}, [], [], 7 * 8 + 21 * 8 + 10),
   'no_product': ({'attention_product': False}, ['attention/w3'], [], 634),
+  'no_recency': (
+    {'attention_recency': 'none'},
+    ['attention/age', 'attention/rank'],
+    [],
+    634,
+  ),
+  'rank_alone': ({'attention_recency': 'rank'}, ['attention/age'], [], 634),
   'no_se': ({'use_se': False}, ['squeeze_excitation'], [], 634),
   'no_mask': ({'use_mask_block': False}, ['mask_block'], [], 106),
   'no_mask_norm': ({'mask_norm': False}, ['mask_block/norm'], [], 634),

@@ -31,7 +31,7 @@ def vector(tables, feature, value):
 
 
 def examples(tables, batch, features):
-  """(user, target parts, history of parts, context parts, t), in order."""
+  """(user, target parts, history of parts, context parts, t, ages)."""
   of_kind = lambda kind: [f for f in features if f.kind == kind]
   parts = lambda item: [
     vector(tables, f, batch['items'][f.name][item]) for f in of_kind('item')
@@ -43,13 +43,12 @@ def examples(tables, batch, features):
       vector(tables, f, batch['context'][f.name][r]) for f in of_kind('context')
     ]
     history = [
-      parts(item)
-      for item, segment in zip(batch['history'], batch['segment'], strict=True)
-      if segment == r
+      parts(batch['history'][n]) for n in np.flatnonzero(batch['segment'] == r)
     ]
+    ages = batch['age'][batch['segment'] == r]
     for c in range(NUM_CANDIDATES):
       target = parts(batch['target'][r, c])
-      yield user, target, history, context, batch['position'][r]
+      yield user, target, history, context, batch['position'][r], ages
 
 
 def sigmoid(x):
@@ -93,18 +92,19 @@ def first_order(config, user, target, history, context, column):
 
 def cut(example, dim):
   """The example without the column of first-order weights."""
-  user, target, history, context, t = example
+  user, target, history, context, t, ages = example
   return (
     user[:dim],
     [v[:dim] for v in target],
     [[v[:dim] for v in event] for event in history],
     [v[:dim] for v in context],
     t,
+    ages,
   )
 
 
 def lr_logit(config, params, stats, example):
-  user, target, history, context, _ = example
+  user, target, history, context, *_ = example
   return params['bias'] + first_order(config, user, target, history, context, 0)
 
 
@@ -114,7 +114,7 @@ def mf_logit(config, params, stats, example):
 
 
 def dnn_logit(config, params, stats, example):
-  user, target, history, context, _ = example
+  user, target, history, context, *_ = example
   pooled = mean_of_parts(history, len(target), len(user))
   return run_mlp(
     params['mlp'],
@@ -123,7 +123,7 @@ def dnn_logit(config, params, stats, example):
 
 
 def deepfm_logit(config, params, stats, example):
-  user, target, history, context, _ = cut(example, config.embedding_dim)
+  user, target, history, context, *_ = cut(example, config.embedding_dim)
   pooled = mean_of_parts(history, len(target), len(user))
   fields = with_user(config, user, [*target, *pooled, *context])
   second = sum(
@@ -150,7 +150,7 @@ def pool(scores, history, target):
 
 
 def din_logit(config, params, stats, example):
-  user, target, history, context, _ = example
+  user, target, history, context, *_ = example
   unit, unit_stats = params['attention'], stats['attention']
 
   def dice(number, x):
@@ -177,16 +177,20 @@ def din_logit(config, params, stats, example):
 def eain_logit(config, params, stats, example):
   dim = config.embedding_dim
   if not config.use_context:
-    example = (*example[:3], [], example[4])
-  user, target, history, context, t = cut(example, dim)
+    example = (*example[:3], [], *example[4:])
+  user, target, history, context, t, ages = cut(example, dim)
   # (1) to (3).
   attention, x_star = params['attention'], np.concatenate(target)
   scores = []
-  for event in history:
+  for place, event in enumerate(history):
     x_t = np.concatenate(event)
     inside = x_t @ attention['w1'] + x_star @ attention['w2']
     if config.attention_product:
       inside = inside + (x_t * x_star) @ attention['w3']
+    if 'rank' in config.attention_recency:
+      inside = inside + attention['rank'][len(history) - 1 - place]
+    if 'age' in config.attention_recency:
+      inside = inside + attention['age'][ages[place]]
     scores.append(np.tanh(inside) @ attention['v'])
   if history and config.use_softmax:
     scores = softmax(scores)
@@ -247,6 +251,7 @@ LOGITS = {
 }
 AS_PRINTED = {
   'attention_product': False,
+  'attention_recency': 'none',
   'mask_norm': False,
   'paim_norm': False,
   'paim_dim': 0,
@@ -267,6 +272,7 @@ CASES = {
     {'paim_input': 'history_and_target', 'position': 'learned'},
   ),
   'eain_raw_scores': ('eain', {'use_softmax': False}),
+  'eain_rank': ('eain', {'attention_recency': 'rank'}),
   'eain_no_context': ('eain', {'use_context': False}),
   'eain_no_position': ('eain', {'position': 'none', 'paim_layers': 3}),
 }

@@ -52,7 +52,8 @@ def meaning(batch, features):
   user = next(f.name for f in features if f.kind == 'user')
   found = []
   for r in range(len(batch['user'])):
-    events = np.asarray(batch['history'])[np.asarray(batch['segment']) == r]
+    is_own = np.asarray(batch['segment']) == r
+    events = np.asarray(batch['history'])[is_own]
     targets = np.asarray(batch['target'])[r]
     found.append(
       (
@@ -61,6 +62,7 @@ def meaning(batch, features):
         {name: ids[events].tolist() for name, ids in items.items()},
         {name: ids[targets].tolist() for name, ids in items.items()},
         int(batch['position'][r]),
+        np.asarray(batch['age'])[is_own].tolist(),
         np.asarray(batch['label'])[r].tolist(),
         np.asarray(batch['weight'])[r].tolist(),
       )

@@ -220,3 +220,20 @@ def test_the_batch_follows_the_size_of_the_data(dataset, examples, expected):
   # One that is given stays.
   given = TrainConfig(batch_size=1000)
   assert resolve(given).batch_size == 1000
+
+
+@pytest.mark.parametrize(
+  ('table_update', 'given', 'expected'),
+  [
+    ('dense', -1.0, 0.995),
+    ('rowwise', -1.0, 0.0),
+    ('rowwise', 0.9, 0.9),
+    ('dense', 0.0, 0.0),
+  ],
+)
+def test_the_average_is_left_out_where_a_copy_is_dear(
+  dataset, table_update, given, expected
+):
+  config = TrainConfig(table_update=table_update, ema_decay=given)
+  found = setup.resolve_config(dataset, 'dnn', MODEL_CONFIGS['dnn'](), config)
+  assert found.ema_decay == expected

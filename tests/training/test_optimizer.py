@@ -11,10 +11,12 @@ import pytest
 
 from eain_jax.config import TrainConfig
 from eain_jax.training.optimizer import (
+  evaluated_params,
   make_optimizer,
   make_schedule,
   set_plateau_factor,
 )
+from eain_jax.training.state import TrainState
 
 PARAMS = {'w': jnp.array([1.0, -2.0, 0.5]), 'b': jnp.array(3.0)}
 GRADS = {'w': jnp.array([0.3, -0.1, 0.0]), 'b': jnp.array(2.0)}
@@ -98,6 +100,33 @@ def test_adamw_decays_what_adam_leaves():
   np.testing.assert_allclose(
     adamw['w'] - adam['w'], -0.5 * 1e-4 * PARAMS['w'], atol=1e-7
   )
+
+
+def test_the_average_by_hand():
+  """It changes no update, and is of the parameters after each step."""
+  config = TrainConfig(
+    optimizer='sgd', learning_rate=0.5, clip_norm=0, ema_decay=0.2
+  )
+  optimizer = make_optimizer(config, 100)
+  params, expected = PARAMS, dict(PARAMS)
+  state = TrainState(jnp.zeros([]), params, {}, optimizer.init(params))
+  for step in range(5):
+    updates, opt_state = optimizer.update(GRADS, state.opt_state, params)
+    params = optax.apply_updates(params, updates)
+    keep = min(0.2, (1 + step) / (10 + step))
+    for name in params:
+      moved = PARAMS[name] - 0.5 * (step + 1) * GRADS[name]
+      np.testing.assert_allclose(params[name], moved, rtol=1e-6)
+      expected[name] = keep * expected[name] + (1 - keep) * moved
+    state = TrainState(state.step + 1, params, {}, opt_state)
+    for name, found in evaluated_params(state).items():
+      np.testing.assert_allclose(found, expected[name], rtol=1e-6)
+
+
+def test_without_an_average_the_parameters_are_evaluated():
+  optimizer = make_optimizer(TrainConfig(), 100)
+  state = TrainState(jnp.zeros([]), PARAMS, {}, optimizer.init(PARAMS))
+  assert evaluated_params(state) is PARAMS
 
 
 @pytest.mark.parametrize('name', ['adam', 'adamw', 'adagrad', 'sgd'])

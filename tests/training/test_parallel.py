@@ -13,7 +13,7 @@ from eain_jax.errors import InputError
 from eain_jax.models import make_model
 from eain_jax.training import parallel
 from eain_jax.training.device_memory import check_memory
-from eain_jax.training.optimizer import make_optimizer
+from eain_jax.training.optimizer import evaluated_params, make_optimizer
 from eain_jax.training.parallel import make_placement
 from eain_jax.training.setup import choose_placement, set_up
 from eain_jax.training.step import make_train_step
@@ -84,7 +84,7 @@ CASES = {
   'din_dice_everywhere': ('din', {'dropout': 0.3, 'activation': 'dice'}),
 }
 # Clipped at every step, so that the norm counts: of parts that lie apart.
-CONFIG = TrainConfig(l2=1e-5, clip_norm=0.05)
+CONFIG = TrainConfig(l2=1e-5, clip_norm=0.05, ema_decay=0.9)
 
 
 @pytest.fixture(scope='module')
@@ -138,6 +138,11 @@ def test_losses_are_those_of_one_device(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-3),
     tables_in_order(state.params, placement, num_rows),
     tables_in_order(one.params, alone, num_rows),
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-3),
+    tables_in_order(evaluated_params(state), placement, num_rows),
+    tables_in_order(evaluated_params(one), alone, num_rows),
   )
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-3),

@@ -11,6 +11,7 @@ from eain_jax.data.batches import Shards, make_train_stream
 from eain_jax.errors import InputError
 from eain_jax.models import make_model
 from eain_jax.training import row_update
+from eain_jax.training.optimizer import track_average
 from eain_jax.training.step import make_train_step
 
 BATCH_SIZE = 500
@@ -68,6 +69,7 @@ OPTIMIZERS = {
   'lamb_parts': lambda: optax.chain(
     optax.clip_by_global_norm(0.01), optax.scale_by_adam(), optax.scale(-0.1)
   ),
+  'averaged': lambda: optax.chain(optax.sgd(0.1), track_average(0.7)),
   'injected': lambda: optax.inject_hyperparams(optax.adam)(learning_rate=0.1),
 }
 

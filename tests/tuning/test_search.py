@@ -12,9 +12,10 @@ from eain_jax.config import DinConfig, EainConfig, TrainConfig
 from eain_jax.errors import InputError, Interrupted
 from eain_jax.training import loop
 from eain_jax.training.run_folder import METRICS_FILE
-from eain_jax.tuning.record import best_trial, read_flags, write_record
+from eain_jax.tuning.record import best_trial, write_record
 from eain_jax.tuning.search import Search, Trial
 from eain_jax.tuning.space import SPACE, as_flags, make_space
+from experiments.flag_files import read_flags
 
 EPOCHS = 3
 
@@ -178,22 +179,6 @@ def test_the_best_is_the_first_of_equals_and_never_nan():
   assert best_trial(trials).number == 1
   with pytest.raises(InputError, match='not one trial has a value'):
     best_trial([trials[0], trials[3]])
-
-
-@pytest.mark.parametrize(
-  ('text', 'message'),
-  [
-    ('--a=1\nb=2\n', "line 2: 'b=2' is not written as --name=value"),
-    ('--a\n', "line 1: '--a' is not written"),
-  ],
-)
-def test_flags_that_are_none(tmp_path, text, message):
-  file = tmp_path / 'f'
-  file.write_text(text)
-  with pytest.raises(InputError, match=message):
-    read_flags(file)
-  with pytest.raises(InputError, match='cannot be read as a file of flags'):
-    read_flags(tmp_path)
 
 
 def test_space_leaves_out_what_is_fixed_or_off():

@@ -1,0 +1,112 @@
+"""Files of flags, a model each, and the table that takes them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eain_jax.errors import InputError
+from experiments.flag_files import check_folder, read_flags
+
+ROOT = Path(__file__).parents[2]
+
+
+def table1(*flags):
+  return subprocess.run(
+    [sys.executable, '-m', 'experiments.table1', *map(str, flags)],
+    cwd=ROOT,
+    env={**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_lines_of_a_file(tmp_path):
+  file = tmp_path / 'din.flags'
+  file.write_text('# why\n\n--mlp=64,32\n  --dropout=0.5\n--mirror=\n')
+  expected = {'mlp': '64,32', 'dropout': '0.5', 'mirror': ''}
+  assert read_flags(file) == expected
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('--a=1\nb=2\n', "line 2: 'b=2' is not written as --name=value"),
+    ('--a\n', "line 1: '--a' is not written"),
+    ('--a=1\n#\n--a=1\n', 'line 3: --a is there twice'),
+  ],
+)
+def test_flags_that_are_none(tmp_path, text, message):
+  file = tmp_path / 'f'
+  file.write_text(text)
+  with pytest.raises(InputError, match=message):
+    read_flags(file)
+  with pytest.raises(InputError, match='cannot be read as a file of flags'):
+    read_flags(tmp_path)
+
+
+def test_a_folder_without_files_of_flags(tmp_path):
+  with pytest.raises(InputError, match=r'holds none of lr\.flags, mf\.flags'):
+    check_folder(tmp_path)
+  (tmp_path / 'lr.flags').write_text('')
+  check_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('--embedding_dim=8', '--embedding_dim is no setting of lr'),
+    ('--seed=1', '--seed is no setting of lr'),
+    ('--table_l2=much', '--table_l2=much'),
+    ('--table_l2=-1', '--table_l2=-1'),
+    ('--optimizer=lion', '--optimizer=lion'),
+  ],
+)
+def test_a_file_that_does_not_suit_its_model(tmp_path, text, message):
+  (tmp_path / 'lr.flags').write_text(text)
+  out = tmp_path / 'out'
+  done = table1(f'--output_dir={out}', f'--flags_dir={tmp_path}', '--models=lr')
+  assert done.returncode == 1
+  assert f'lr.flags: {message}' in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1
+  assert not out.exists()
+
+
+@pytest.mark.slow
+def test_each_model_has_its_own_and_the_command_line_stands_above(
+  dataset, tmp_path
+):
+  folder, out = tmp_path / 'flags', tmp_path / 'out'
+  folder.mkdir()
+  (folder / 'mf.flags').write_text(
+    '# found\n--embedding_dim=8\n--learning_rate=0.01\n--epochs=3\n'
+  )
+  # A file of a model that the table leaves out does no harm.
+  (folder / 'din.flags').write_text('--attention_softmax=false\n')
+  flags = (
+    f'--dataset_dir={dataset.path}',
+    f'--output_dir={out}',
+    f'--flags_dir={folder}',
+    '--models=lr,mf',
+    '--epochs=1',
+    '--batch_size=256',
+  )
+  done = table1(*flags)
+  assert done.returncode == 0, done.stderr
+  models = json.loads((out / 'table1.json').read_text())['settings']['models']
+  assert models['mf']['model_config']['embedding_dim'] == 8
+  rates = [models[m]['train_config']['learning_rate'] for m in ('lr', 'mf')]
+  assert rates == [0.001, 0.01]
+  assert [models[m]['train_config']['epochs'] for m in ('lr', 'mf')] == [1, 1]
+  # What is its own stands with the model, not with all.
+  text = (out / 'table1.md').read_text()
+  assert '--learning_rate=0.01' in text.partition('MF:')[2]
+  # Another file is another plan.
+  (folder / 'mf.flags').write_text('--embedding_dim=16\n')
+  done = table1(*flags)
+  assert done.returncode == 1
+  assert 'holds what other flags made' in done.stderr
