@@ -89,6 +89,7 @@ def dataset(tmp_path_factory):
     item_attributes=('brand', 'tags'),
     eval_negatives=30,
     history_length=12,
+    context=('hour', 'weekday', 'month', 'gap'),
   )
   prepare(config, folder / 'dataset')
   return open_dataset(folder / 'dataset')

@@ -177,7 +177,7 @@ def test_gates_and_masks_are_those_of_the_network(dataset, looked):
   fields = looked.found['fields']
   item = ['item', 'brand', 'tags']
   history = [f'history {name}' for name in item]
-  context = ['hour', 'weekday', 'month', 'quarter', 'gap', 'device']
+  context = ['hour', 'weekday', 'month', 'gap', 'device']
   assert fields == ['user', *item, *history, *context]
   (gate_BF,) = looked.sown['squeeze_excitation']['gate']
   (mask_BPD,) = looked.sown['mask_block']['mask']

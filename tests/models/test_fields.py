@@ -28,6 +28,7 @@ def hand_inputs():
     history_NAW=jnp.asarray(history),
     context_RKW=jnp.array([[[50.0, 51]], [[60, 61]]]),
     segment_N=jnp.array([0, 0]),
+    age_N=jnp.array([1, 0]),
     position_R=jnp.array([2, 0]),
     row_R=jnp.array([7, 8]),
     valid_R=jnp.array([True, True]),
