@@ -255,7 +255,9 @@ def test_a_state_beyond_a_device(dataset, small_config):
   """A table that pmap copies to each device, and mesh cuts up."""
   needed = {}
   for parallelism in ('mesh', 'pmap'):
-    config = TrainConfig(parallelism=parallelism, batch_size=BATCH_SIZE)
+    config = TrainConfig(
+      parallelism=parallelism, batch_size=BATCH_SIZE, ema_decay=0.0
+    )
     setup = set_up(dataset, 'lr', small_config('lr'), config)
     needed[parallelism] = setup.placement.bytes_a_device(setup.state_shapes)
     # Three arrays of the tables: parameters and two moments.
