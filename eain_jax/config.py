@@ -99,6 +99,10 @@ def _is_of(kind: Any, value: Any) -> bool:
   return type(value) is kind
 
 
+# What a timestamp tells, see `data.features`.
+TIME_FEATURES = ('hour', 'weekday', 'month', 'quarter', 'gap')
+
+
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig(Settings):
   """How raw files become a prepared dataset."""
@@ -186,7 +190,7 @@ class PrepareConfig(Settings):
     0, 'Keep users and items with at least so many events; 0: all.', at_least=0
   )
   context: tuple[str, ...] = setting(
-    ('hour', 'weekday', 'month', 'quarter', 'gap'),
+    TIME_FEATURES,
     "Context features of the target's time; quarter: of which year, for what "
     'is in demand changes; it is left out of --split=time, whose test quarters '
     "training has not seen. gap: days since the user's last event. One that is "
@@ -221,12 +225,12 @@ class PrepareConfig(Settings):
       raise InputError(
         f'time_fractions={self.time_fractions} must be three positive shares'
       )
-    known = ('hour', 'weekday', 'month', 'quarter', 'gap')
-    unknown = set(self.context) - set(known)
+    unknown = set(self.context) - set(TIME_FEATURES)
     if unknown:
       raise InputError(
         f'context={",".join(sorted(unknown))} is unknown: '
-        f'{", ".join(known)}; name further columns of a log in --columns'
+        f'{", ".join(TIME_FEATURES)}; name further columns of a log in '
+        '--columns'
       )
 
 

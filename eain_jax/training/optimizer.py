@@ -74,8 +74,7 @@ def track_average(decay: float) -> optax.GradientTransformation:
 
 def evaluated_params(state: TrainState) -> Any:
   """The parameters that are evaluated and kept: their average, if there is."""
-  averages = optax.tree_utils.tree_get_all_with_path(state.opt_state, 'average')
-  return averages[0][1] if averages else state.params
+  return optax.tree_utils.tree_get(state.opt_state, 'average', state.params)
 
 
 def make_optimizer(
