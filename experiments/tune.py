@@ -44,7 +44,7 @@ OBJECTIVE = flags.DEFINE_enum(
   'The metric of the validation part that is to be high.',
 )
 SAMPLER = flags.DEFINE_enum(
-  'sampler', 'tpe', ('tpe', 'random'), "Optuna's, after five random trials."
+  'sampler', 'tpe', ('tpe', 'random'), "Optuna's, after three random trials."
 )
 PRUNE = flags.DEFINE_bool(
   'prune',

@@ -29,7 +29,7 @@ from eain_jax.tuning.space import Space, describe
 
 JOURNAL_FILE, RUNS_FOLDER = 'study.journal', 'runs'
 # The first ones are drawn at random, and none of them is given up.
-RANDOM_TRIALS = 5
+RANDOM_TRIALS = 3
 
 
 class _GivenUp(Exception):

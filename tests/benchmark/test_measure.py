@@ -135,12 +135,16 @@ def test_state_of_lr_by_hand(workload):
   # context values, two reserved rows each; and a bias.
   parameters = 50 + 200 + 801 + 24 + 7 + 3000 + 20 + 7 * 2 + 1
   config = LogisticRegressionConfig(use_user=True)
-  count, size = state_bytes(workload, 'lr', config, TrainConfig(), 'train')
+  train = TrainConfig(ema_decay=0.0)
+  count, size = state_bytes(workload, 'lr', config, train, 'train')
   assert count == parameters
   # Parameters, two moments, gradient and update, but for some counters.
   assert 5 * 4 * parameters <= size <= 5 * 4 * parameters + 64
-  _, scoring = state_bytes(workload, 'lr', config, TrainConfig(), 'score')
+  _, scoring = state_bytes(workload, 'lr', config, train, 'score')
   assert size - scoring == 2 * 4 * parameters
+  averaged = dataclasses.replace(train, ema_decay=0.9)
+  _, with_average = state_bytes(workload, 'lr', config, averaged, 'train')
+  assert 4 * parameters <= with_average - size <= 4 * parameters + 64
 
 
 def test_a_state_that_cannot_fit_is_refused_in_a_sentence(workload):
