@@ -76,14 +76,16 @@ def variant_names() -> list[str]:
 
 
 def left_out_of(
-  names: list[str], model: EainConfig, dataset: Dataset
+  names: list[str], model: EainConfig, train: TrainConfig, dataset: Dataset
 ) -> dict[str, str]:
   """By variant that cannot be tried why not.
 
   Raises:
     InputError: the user has named it, or none is left.
   """
-  whys = {name: why_not(VARIANTS[name], model, dataset) for name in names}
+  whys = {
+    name: why_not(VARIANTS[name], model, train, dataset) for name in names
+  }
   left_out = {name: why for name, why in whys.items() if why is not None}
   if left_out and (NAMES.value is not None or len(left_out) == len(names)):
     name, why = next(iter(left_out.items()))
@@ -99,7 +101,12 @@ def ablate(output_dir: Path, names: list[str]) -> None:
   dataset = processes.together(
     lambda: with_skip_above(on_disk, train.skip_above)
   )
-  left_out = processes.together(lambda: left_out_of(names, model, dataset))
+  chosen = processes.together(
+    lambda: resolve_config(dataset, 'eain', model, train)
+  )
+  left_out = processes.together(
+    lambda: left_out_of(names, model, chosen, dataset)
+  )
   variants = {name: VARIANTS[name] for name in names if name not in left_out}
   plan = {
     'dataset_dir': DATASET_DIR.value,
@@ -108,13 +115,12 @@ def ablate(output_dir: Path, names: list[str]) -> None:
     'variants': {n: {**v.model, **v.train} for n, v in variants.items()},
     'train_config': deciding(train),
   }
-  # One batch size for all: by itself it follows the negatives that are left.
-  batch_size = resolve_config(dataset, 'eain', model, train).batch_size
   processes.together(lambda: check_plan(output_dir, plan))
   processes.together(lambda: claim_plan(output_dir, plan))
   jobs: dict[str, list[Job]] = {}
   for name in ('eain', *variants):
-    configs = model, dataclasses.replace(train, batch_size=batch_size)
+    # One batch size for all: by itself it follows the negatives that are left.
+    configs = model, dataclasses.replace(train, batch_size=chosen.batch_size)
     if name in variants:
       configs = changed_configs(variants[name], *configs)
     jobs[name] = [

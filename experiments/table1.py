@@ -24,7 +24,7 @@ from eain_jax.evaluation.inside import look_inside
 from eain_jax.locking import locked_folder
 from eain_jax.models.eain import EAIN
 from eain_jax.reporting.console import TrainingDisplay, table1_on_console
-from eain_jax.reporting.report import PAGE_FILE, write_report
+from eain_jax.reporting.report import PAGE_FILE, read_ablation, write_report
 from eain_jax.stopping import stop_signals
 from eain_jax.training import processes
 from eain_jax.training.restore import open_run_on
@@ -56,6 +56,12 @@ FLAGS_DIR = flags.DEFINE_string(
   None,
   'Folder of files MODEL.flags, as experiments.tune writes them, each for its '
   'model; a flag that is given here holds for all models. Unset: the defaults.',
+)
+ABLATION_DIR = flags.DEFINE_string(
+  'ablation_dir',
+  None,
+  'Output folder of experiments.ablation on the same dataset, to be shown in '
+  'the report.',
 )
 NUM_EVENTS = flags.DEFINE_integer(
   'num_events', 20_000, 'Size of the synthetic world.', lower_bound=1_000
@@ -149,10 +155,19 @@ def inside_eain(
   return {**seed, **look_inside(dataset, model, run.params, run.stats)}
 
 
+def ablation_of(dataset: Dataset) -> dict[str, Any] | None:
+  """The ablation of the flag, which is read before anything is trained."""
+  if not ABLATION_DIR.value:
+    return None
+  folder = Path(ABLATION_DIR.value)
+  return processes.together(lambda: read_ablation(folder, dataset.fingerprint))
+
+
 def make_table(output_dir: Path, jobs: Sequence[Job]) -> None:
   """Trains what is not trained yet, and writes the report."""
   plan = plan_of(jobs)
   dataset = open_dataset_of(output_dir, plan)
+  ablation = ablation_of(dataset)
   for job in jobs:
     train_job(dataset, job, output_dir, TrainingDisplay)
   inside = inside_eain(dataset, jobs, output_dir)
@@ -165,6 +180,7 @@ def make_table(output_dir: Path, jobs: Sequence[Job]) -> None:
     {part: ceiling(dataset, part) for part in ('valid', 'test')},
     plan,
     inside,
+    ablation,
   )
   rich.print(table1_on_console(table, times))
   print(f'report: {output_dir / PAGE_FILE}')

@@ -273,6 +273,30 @@ def _tiles(table: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
   return tuple(tiles)
 
 
+def ablation_sections(table: Mapping[str, Any]) -> tuple[document.Section, ...]:
+  """An ablation within another report: what its pictures do not say.
+
+  Args:
+    table: of `build_ablation`, with a note that says whether its EAIN is that
+      of the report.
+  """
+  differences = _differences(table)
+  return (
+    document.Section(
+      'Ablation: differences to EAIN',
+      (
+        document.Paragraph(
+          document.subtitle(table['dataset'], [table['base']])
+        ),
+        *differences.blocks,
+      ),
+    ),
+    document.Section(
+      'Ablation: what can be said of each change', _changes(table).blocks
+    ),
+  )
+
+
 def ablation_report(table: Mapping[str, Any]) -> document.Report:
   """The whole report of what `build_ablation` made."""
   rows = (table['base'], *table['rows'])

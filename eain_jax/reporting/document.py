@@ -658,8 +658,15 @@ def _tiles(table: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
   return tuple(tiles)
 
 
-def table1_report(table: Mapping[str, Any]) -> Report:
-  """The whole report of a table that `build_table1` made."""
+def table1_report(
+  table: Mapping[str, Any], ablation: Sequence[Section] = ()
+) -> Report:
+  """The whole report of a table that `build_table1` made.
+
+  Args:
+    table: that.
+    ablation: what is said of an ablation that is shown with it.
+  """
   return Report(
     TITLE,
     subtitle(table['dataset'], table['rows']),
@@ -672,6 +679,7 @@ def table1_report(table: Mapping[str, Any]) -> Report:
       data_section(table),
       _training(table),
       *([_inside(table['inside'])] if table['inside'] else []),
+      *ablation,
       _settings(table),
       versions_section(table),
     ),

@@ -4,6 +4,7 @@
     calibration.png
     differences.png  each model minus EAIN, where seeds are paired
     attention.png, attention_examples.png, gates.png  what EAIN looks at
+    ablation.png   of an ablation that is shown with it
     times.json     what training took
     manifest.json  size and sha256 of each file, the dataset, version, flags
 
@@ -15,18 +16,25 @@ bit, however often they were interrupted; times alone differ, so the manifest
 says nothing of them.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import eain_jax
 from eain_jax.artifacts import (
+  check_manifest,
   files_written_together,
   write_json,
   write_manifest,
   write_text,
 )
-from eain_jax.reporting.ablation import ablation_lines, ablation_report
+from eain_jax.errors import InputError
+from eain_jax.reporting.ablation import (
+  ablation_lines,
+  ablation_report,
+  ablation_sections,
+)
 from eain_jax.reporting.calibration_plot import plot_calibration
 from eain_jax.reporting.difference_plot import plot_differences
 from eain_jax.reporting.document import table1_report
@@ -67,6 +75,7 @@ def write_report(
   ceilings: Mapping[str, Mapping[str, float] | None],
   flags: Mapping[str, Any],
   inside: Mapping[str, Any] | None = None,
+  ablation: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Writes all files of a report, or none.
 
@@ -77,6 +86,7 @@ def write_report(
     ceilings: by part.
     flags: what the user asked for, ready for JSON.
     inside: as for `build_table1`.
+    ablation: of `read_ablation`, to be shown with it.
 
   Returns:
     The table, and the times.
@@ -84,7 +94,7 @@ def write_report(
   Raises:
     InputError: the runs do not fit together, or a file cannot be written.
   """
-  table = build_table1(runs, manifest, ceilings, inside)
+  table = build_table1(runs, manifest, ceilings, inside, ablation)
   times = training_times(runs)
   with files_written_together(folder, 'report') as beside:
     figures = _write_files(beside, table, times, runs, ceilings)
@@ -128,6 +138,32 @@ def write_ablation(
     )
 
 
+def read_ablation(folder: Path, fingerprint: str) -> dict[str, Any]:
+  """What `write_ablation` wrote.
+
+  Args:
+    folder: of the ablation.
+    fingerprint: of the dataset that it is to be of.
+
+  Raises:
+    InputError: it is none or was changed, or it is of another dataset.
+  """
+  manifest = check_manifest(folder)
+  if ABLATION_FILE not in manifest['files']:
+    raise InputError(f'{folder} holds no ablation: {ABLATION_FILE} is missing')
+  if manifest['version'] != eain_jax.__version__:
+    raise InputError(
+      f'the ablation in {folder} was written by version {manifest["version"]}: '
+      'make it again'
+    )
+  if manifest['dataset'] != fingerprint:
+    raise InputError(
+      f'the ablation in {folder} is of another dataset: make it again on this '
+      'one, or leave it out'
+    )
+  return json.loads((folder / ABLATION_FILE).read_text())
+
+
 def _draw_inside(
   folder: Path, inside: Mapping[str, Any] | None
 ) -> dict[str, Path]:
@@ -169,8 +205,14 @@ def _write_files(
   plot_calibration(table, calibration)
   figures['Calibration on test'] = calibration
   figures |= _draw_inside(folder, table['inside'])
+  sections = ()
+  if table['ablation']:
+    changes = folder / ABLATION_PICTURE
+    plot_differences(ablation_lines(table['ablation']), 'EAIN', changes)
+    figures['What each change to EAIN does'] = changes
+    sections = ablation_sections(table['ablation'])
   write_json(folder / TABLE_FILE, table)
-  report = table1_report(table)
+  report = table1_report(table, sections)
   write_text(folder / TEXT_FILE, render_markdown(report))
   write_text(folder / PAGE_FILE, render_page(report, figures))
   write_json(folder / TIMES_FILE, times)

@@ -147,11 +147,35 @@ def _paper() -> dict[str, Any]:
   }
 
 
+def _related(
+  ablation: Mapping[str, Any], groups: Mapping[str, Sequence[Run]]
+) -> dict[str, Any]:
+  """An ablation, with a note of how its EAIN differs from the table's."""
+  if 'eain' not in groups:
+    note = 'The table has no EAIN to compare that of the ablation with.'
+    return {**ablation, 'notes': [*ablation['notes'], note]}
+  here = json_ready(without_seed(groups['eain'][0]))
+  there = ablation['settings']
+  differing = [
+    f'--{name}={there[part].get(name)}, not {value}'
+    for part in ('model_config', 'train_config')
+    for name, value in here[part].items()
+    if there[part].get(name) != value
+  ]
+  note = (
+    'Its EAIN has the flags of the table, and its own runs.'
+    if not differing
+    else f"Its EAIN is not the table's: it has {'; '.join(differing)}."
+  )
+  return {**ablation, 'notes': [*ablation['notes'], note]}
+
+
 def build_table1(
   runs: Iterable[Run],
   manifest: Mapping[str, Any],
   ceilings: Mapping[str, Mapping[str, float] | None],
   inside: Mapping[str, Any] | None = None,
+  ablation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """The measured table with all that is needed to judge it, ready for JSON.
 
@@ -164,6 +188,7 @@ def build_table1(
     ceilings: by part, 'auc' and 'gauc' of the true preference, or None.
     inside: what EAIN looks at, of `inside.look_inside` with the 'seed' of that
       run; or {'seed', 'left_out'}, why that is not known; None without EAIN.
+    ablation: of `build_ablation` on the same dataset, or None.
 
   Returns:
     rows: a model's test metrics, each {'mean', 'ci95', 'values'} over its
@@ -172,6 +197,7 @@ def build_table1(
       'minus_eain', where both have two seeds in common or more, as of
       `measured.differences_to`.
     inside: as given.
+    ablation: as given, with a note where its EAIN is not that of the table.
     ceiling, notes, holds (see `check_claims`), protocol, dataset, settings,
       versions, paper: what the rows are to be read with.
 
@@ -191,6 +217,7 @@ def build_table1(
       'rows': rows,
       'ceiling': {part: ceilings.get(part) for part in ('valid', 'test')},
       'inside': inside,
+      'ablation': None if ablation is None else _related(ablation, groups),
       'notes': notes,
       'holds': check_claims(rows, ceilings.get('test')),
       'protocol': protocol(manifest, first),

@@ -175,6 +175,13 @@ VARIANTS: dict[str, Variant] = {
     '(12)',
     {'use_linear': False},
   ),
+  'no_average': Variant(
+    ADDITIONS,
+    'Without averaging',
+    'the parameters of the last step are evaluated, not their moving average',
+    '(14)',
+    train={'ema_decay': 0.0},
+  ),
   'as_printed': Variant(
     ADDITIONS,
     'All as printed',
@@ -203,20 +210,24 @@ def changed_configs(
 
 
 def why_not(
-  variant: Variant, model: EainConfig, dataset: Dataset
+  variant: Variant, model: EainConfig, train: TrainConfig, dataset: Dataset
 ) -> str | None:
   """Why a variant would not differ, or cannot be; None where it can.
 
   Args:
     variant: the change.
     model: what it is compared with.
+    train: the same, of training, with all that was left open chosen.
     dataset: as that is trained on.
   """
   for name, value in variant.needs.items():
     if getattr(model, name) != value:
       return f'--{"" if value else "no"}{name} is not what EAIN has here'
-  if not variant.train and all(
-    getattr(model, name) == value for name, value in variant.model.items()
+  # What `skip_above` is follows from the dataset.
+  others = {k: v for k, v in variant.train.items() if k != 'skip_above'}
+  if (variant.model or others) and changed_configs(variant, model, train) == (
+    model,
+    train,
   ):
     return 'EAIN is so already, by its flags'
   if 'use_context' in variant.model and not dataset.context_ids:

@@ -98,6 +98,14 @@ def test_two_variants_of_two_seeds(world, tmp_path):
   assert other.returncode == 1
   assert 'holds what other flags made' in other.stderr
   assert len(other.stderr.strip().splitlines()) == 1
+  # A table shows it.
+  shown = (f'--dataset_dir={world}', f'--output_dir={tmp_path / "table"}')
+  done = call(
+    'table1', *shown, '--models=lr', '--epochs=1', f'--ablation_dir={out}'
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads((tmp_path / 'table' / 'table1.json').read_text())
+  assert found['ablation']['rows'] == table['rows']
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,11 @@ from eain_jax.reporting.ablation import (
 )
 from eain_jax.reporting.console import ablation_on_console
 from eain_jax.reporting.markdown import render_markdown
-from eain_jax.reporting.report import write_ablation
+from eain_jax.reporting.report import (
+  read_ablation,
+  write_ablation,
+  write_report,
+)
 from eain_jax.training.variants import VARIANTS
 
 # Test AUC of seeds 0, 1, 2; EAIN has .80 .81 .82. Differences:
@@ -181,3 +185,57 @@ def test_the_console_fits_80_columns(ablate, capsys):
   assert max(map(len, text.splitlines())) <= 80
   row = next(s for s in text.splitlines() if s.startswith('Without attention'))
   assert row.split()[2] == '-.0200±.0025'
+
+
+@pytest.mark.parametrize('changed', [{}, {'dropout': 0.5}])
+def test_an_ablation_is_shown_with_a_table(ablate, fake, tmp_path, changed):
+  written, shown = tmp_path / 'ablation', tmp_path / 'table'
+  written.mkdir()
+  shown.mkdir()
+  table = ablate()
+  write_ablation(written, table, {})
+  read = read_ablation(written, fake.manifest()['fingerprint'])
+  assert read == table
+  runs = fake.runs(2, ('lr', 'eain'))
+  for run in runs:
+    run.settings['model_config'].update(changed)
+  found, _ = write_report(
+    shown, runs, fake.manifest(), fake.no_ceilings, {}, ablation=read
+  )
+  assert found['ablation']['rows'] == table['rows']
+  note = found['ablation']['notes'][-1]
+  assert note == (
+    "Its EAIN is not the table's: it has --dropout=0.2, not 0.5."
+    if changed
+    else 'Its EAIN has the flags of the table, and its own runs.'
+  )
+  assert 'ablation.png' in check_manifest(shown)['files']
+  for name in ('table1.md', 'report.html'):
+    text = (shown / name).read_text()
+    assert 'Ablation: what can be said of each change' in text
+    assert 'h_u is the mean of the history, (1)-(3). AUC is lower' in text
+  assert 'What each change to EAIN does' in text
+
+
+def test_what_is_no_ablation_of_this_dataset_is_refused(
+  ablate, fake, tmp_path, monkeypatch
+):
+  fingerprint = fake.manifest()['fingerprint']
+  with pytest.raises(InputError, match=r'manifest.json is missing'):
+    read_ablation(tmp_path, fingerprint)
+  write_ablation(tmp_path, ablate(), {})
+  with pytest.raises(InputError, match='is of another dataset: make it again'):
+    read_ablation(tmp_path, 'other')
+  monkeypatch.setattr('eain_jax.__version__', '9.9')
+  with pytest.raises(InputError, match='was written by version 0'):
+    read_ablation(tmp_path, fingerprint)
+  monkeypatch.undo()
+  table_dir = tmp_path / 'table'
+  table_dir.mkdir()
+  write_report(table_dir, fake.runs(1), fake.manifest(), fake.no_ceilings, {})
+  with pytest.raises(InputError, match='holds no ablation'):
+    read_ablation(table_dir, fingerprint)
+  file = tmp_path / 'ablation.json'
+  file.write_text(file.read_text().replace('0', '1', 1))
+  with pytest.raises(InputError, match=r'ablation\.json was changed'):
+    read_ablation(tmp_path, fingerprint)

@@ -28,22 +28,33 @@ def test_a_variant_changes_what_it_says_and_no_more(name):
 
 
 def test_with_default_flags_all_but_the_wrong_skip_above_can_be(dataset):
-  whys = {n: why_not(v, EainConfig(), dataset) for n, v in VARIANTS.items()}
+  of = lambda name, data: why_not(
+    VARIANTS[name], EainConfig(), TrainConfig(), data
+  )
+  whys = {name: of(name, dataset) for name in VARIANTS}
   assert {n: why for n, why in whys.items() if why} == {
     'no_skip_above': 'Skip Above is off already'
   }
   on = with_skip_above(dataset, 'on')
-  assert why_not(VARIANTS['no_skip_above'], EainConfig(), on) is None
-  assert why_not(VARIANTS['skip_above'], EainConfig(), on) is not None
+  assert of('no_skip_above', on) is None
+  assert of('skip_above', on) is not None
 
 
 def test_what_would_change_nothing_is_refused_with_its_reason(dataset):
-  why = lambda name, data=dataset, **settings: (
-    why_not(VARIANTS[name], EainConfig(**settings), data) or ''
+  why = lambda name, data=dataset, decay=0.9, **settings: (
+    why_not(
+      VARIANTS[name],
+      EainConfig(**settings),
+      TrainConfig(ema_decay=decay),
+      data,
+    )
+    or ''
   )
   assert 'so already' in why('no_se', use_se=False)
   assert '--use_paim' in why('no_position', use_paim=False)
   assert '--use_attention' in why('no_softmax', use_attention=False)
+  assert 'so already' in why('no_average', decay=0.0)
+  assert not why('no_average')
   # One of several changes is enough.
   assert not why('as_printed', mask_norm=False)
   bare = dataclasses.replace(dataset, context_ids={})
