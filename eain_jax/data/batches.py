@@ -25,7 +25,12 @@ from eain_jax.data.examples import (
   hash_bits,
   segment_ranges,
 )
-from eain_jax.data.features import SECONDS_PER_DAY, Feature, bucket_days
+from eain_jax.data.features import (
+  SECONDS_PER_DAY,
+  UNKNOWN,
+  Feature,
+  bucket_days,
+)
 from eain_jax.data.row_plan import (
   DistinctFinder,
   RowsOfShard,
@@ -108,6 +113,88 @@ def _round_up(value: float) -> int:
   return int(np.ceil(value / SIZE_MULTIPLE)) * SIZE_MULTIPLE
 
 
+def pad_rows(values: np.ndarray, length: int) -> np.ndarray:
+  """`values` with rows of zeros after them, [length, ...]."""
+  shape = (length - len(values), *values.shape[1:])
+  return np.concatenate([values, np.zeros(shape, values.dtype)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Requests:
+  """What is scored, in the numbers of a dataset; r requests, n events.
+
+  Attributes:
+    item: int32 [r, C], candidates; I, the number of items, is an unknown one.
+    user: int32 [r], vocabulary ids.
+    context: by feature int32 [r], vocabulary ids.
+    history: int32 [n], the items of all histories, one after another.
+    segment: int [n], whose they are; non-decreasing.
+    days: int [n], from each event to its target.
+    position: int32 [r], events of the user before the target.
+  """
+
+  item: np.ndarray
+  user: np.ndarray
+  context: Mapping[str, np.ndarray]
+  history: np.ndarray
+  segment: np.ndarray
+  days: np.ndarray
+  position: np.ndarray
+
+
+def pack_requests(
+  requests: Requests,
+  item_ids: Mapping[str, np.ndarray],
+  num_requests: int,
+  size_events: Callable[[int], int],
+  size_items: Callable[[int], int],
+  find: DistinctFinder,
+) -> Batch:
+  """The arrays of a batch but for 'row', 'label' and 'weight'.
+
+  Args:
+    requests: r of them.
+    item_ids: by feature int32 [I] or [I, W], see `Dataset`.
+    num_requests: R >= r.
+    size_events: the static N for a number of events.
+    size_items: the static U for a number of distinct items and a row of
+      padding.
+    find: finds distinct values.
+  """
+  count, num_candidates = requests.item.shape
+  total = len(item_ids['item'])
+  flat = np.concatenate([requests.item.reshape(-1), requests.history])
+  # One more, for items that are unknown.
+  distinct, place = find(flat, total + 1)
+  place += 1  # row 0 is padding
+  num_events = size_events(len(requests.history))
+  num_items = size_items(len(distinct) + 1)
+  num_known = len(distinct) - bool(len(distinct) and distinct[-1] == total)
+  items = {}
+  for name, table in item_ids.items():
+    ids = np.zeros((num_items, *table.shape[1:]), np.int32)
+    ids[1 : num_known + 1] = table[distinct[:num_known]]
+    if num_known < len(distinct):
+      ids[len(distinct), *([0] * (ids.ndim - 1))] = UNKNOWN
+    items[name] = ids
+  segment = np.full(num_events, num_requests, np.int32)
+  segment[: len(requests.segment)] = requests.segment
+  targets = place[: count * num_candidates].reshape(count, num_candidates)
+  return {
+    'items': items,
+    'user': pad_rows(requests.user, num_requests),
+    'context': {
+      name: pad_rows(ids, num_requests)
+      for name, ids in requests.context.items()
+    },
+    'target': pad_rows(targets, num_requests),
+    'history': pad_rows(place[count * num_candidates :], num_events),
+    'segment': segment,
+    'age': pad_rows(bucket_days(requests.days), num_events),
+    'position': pad_rows(requests.position, num_requests),
+  }
+
+
 @dataclasses.dataclass(frozen=True)
 class Packer:
   """Turns rows of a part into the arrays of one shard.
@@ -160,58 +247,42 @@ class Packer:
       num_events: static N; None: its size class.
       num_items: static U; None: its size class.
     """
-    dataset, count, size = self.dataset, len(rows), self.num_requests
-    num_candidates = items_RC.shape[1]
+    dataset, size = self.dataset, self.num_requests
     event = self.part.event[rows]
     user = dataset.user[event]
     start, end = self.history_range(rows)
     entry, segment = segment_ranges(start, end)
     if dataset.history_event is not None:
       entry = dataset.history_event[entry]
-    history_items = dataset.item[entry]
-    flat = np.concatenate([items_RC.reshape(-1), history_items])
-    distinct, place = self.find(flat, dataset.num_items)
-    place += 1  # row 0 is padding
-    if num_events is None:
-      num_events = size_class(
-        len(entry), self.base_events, size * self.history_length
-      )
-    if num_items is None:
-      num_items = size_class(
-        len(distinct) + 1, self.base_items, dataset.num_items + 1
-      )
-    padded = lambda values, length: np.concatenate(
-      [
-        values,
-        np.zeros((length - len(values), *values.shape[1:]), values.dtype),
-      ]
-    )
-    items = {}
-    for name, table in dataset.item_ids.items():
-      ids = np.zeros((num_items, *table.shape[1:]), np.int32)
-      ids[1 : len(distinct) + 1] = table[distinct]
-      items[name] = ids
-    segments = np.full(num_events, size, np.int32)
-    segments[: len(segment)] = segment
     day = dataset.timestamp[event] // SECONDS_PER_DAY
-    days = day[segment] - dataset.timestamp[entry] // SECONDS_PER_DAY
-    sequence_start = dataset.history_start[user]
-    targets = place[: count * num_candidates].reshape(count, num_candidates)
+    position = end - dataset.history_start[user]
+    requests = Requests(
+      items_RC,
+      dataset.user_ids[user],
+      {name: ids[event] for name, ids in dataset.context_ids.items()},
+      dataset.item[entry],
+      segment,
+      day[segment] - dataset.timestamp[entry] // SECONDS_PER_DAY,
+      position.astype(np.int32),
+    )
+    batch = pack_requests(
+      requests,
+      dataset.item_ids,
+      size,
+      lambda needed: (
+        num_events
+        or size_class(needed, self.base_events, size * self.history_length)
+      ),
+      lambda needed: (
+        num_items or size_class(needed, self.base_items, dataset.num_items + 1)
+      ),
+      self.find,
+    )
     return {
-      'items': items,
-      'user': padded(dataset.user_ids[user], size),
-      'context': {
-        name: padded(ids[event], size)
-        for name, ids in dataset.context_ids.items()
-      },
-      'target': padded(targets, size),
-      'history': padded(place[count * num_candidates :], num_events),
-      'segment': segments,
-      'age': padded(bucket_days(days), num_events),
-      'position': padded((end - sequence_start).astype(np.int32), size),
+      **batch,
       'row': np.arange(first_row, first_row + size, dtype=np.int32),
-      'label': padded(label_RC.astype(np.float32), size),
-      'weight': padded(weight_RC.astype(np.float32), size),
+      'label': pad_rows(label_RC.astype(np.float32), size),
+      'weight': pad_rows(weight_RC.astype(np.float32), size),
     }
 
   def capacity(

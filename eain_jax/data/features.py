@@ -211,26 +211,36 @@ def bucket_days(days: np.ndarray) -> np.ndarray:
   return np.minimum(power, NUM_DAY_BUCKETS - 1).astype(np.int32)
 
 
+def gap_codes(days: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+  """int32 codes of days since the user's event before: first, then by days."""
+  return np.where(is_first, 0, 1 + bucket_days(days)).astype(np.int32)
+
+
 def _gap_buckets(log: EventLog) -> np.ndarray:
-  """Days since the user's event before: first, then as `bucket_days`."""
   days = np.zeros(len(log.user), np.int64)
   first = np.ones(len(log.user), bool)
   first[1:] = log.user[1:] != log.user[:-1]
   days[1:] = np.diff(log.timestamp) // SECONDS_PER_DAY
-  return np.where(first, 0, 1 + bucket_days(days)).astype(np.int32)
+  return gap_codes(days, first)
 
 
-def _time_codes(log: EventLog, name: str) -> np.ndarray:
-  """int32 codes of a context feature of the timestamp, -1 for none."""
-  if name == 'gap':
-    return _gap_buckets(log)
+def time_codes(timestamp: np.ndarray, name: str) -> np.ndarray:
+  """Codes of a feature of the timestamp alone: each of TIME_VALUES but gap.
+
+  Args:
+    timestamp: int64 [N], seconds UTC.
+    name: of the feature.
+
+  Returns:
+    int32 [N], -1 for a time that has no value.
+  """
   if name == 'hour':
-    return (log.timestamp // 3600 % 24).astype(np.int32)
-  day = log.timestamp // SECONDS_PER_DAY
+    return (timestamp // 3600 % 24).astype(np.int32)
+  day = timestamp // SECONDS_PER_DAY
   if name == 'weekday':
     # Day 0, 1 January 1970, was a Thursday; Monday is 0.
     return ((day + 3) % 7).astype(np.int32)
-  first, last = int(day.min()), int(day.max())
+  first, last = (int(day.min()), int(day.max())) if len(day) else (0, 0)
   if last - first < len(day):
     # The calendar is slow, so each day is looked up in it once.
     month = _months_of_days(np.arange(first, last + 1))[day - first]
@@ -276,7 +286,9 @@ def context_codes(log: EventLog, name: str) -> np.ndarray:
   """int32 [N] codes, -1 for none, of some whole users' events."""
   if name in log.context:
     return log.context[name].codes
-  return _time_codes(log, name)
+  if name == 'gap':
+    return _gap_buckets(log)
+  return time_codes(log.timestamp, name)
 
 
 def encode_context(

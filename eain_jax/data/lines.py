@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from eain_jax.config import PrepareConfig
 from eain_jax.errors import InputError
 
 BLOCK_BYTES = 1 << 22
@@ -69,6 +70,16 @@ class ReadOptions:
   max_rejected: float = 0.001
   max_inflation: float = 200.0
   max_inflated_gb: float = 1_000.0
+
+
+def read_options(config: PrepareConfig) -> ReadOptions:
+  """What the settings of a preparation say of it."""
+  return ReadOptions(
+    config.allow_truncated,
+    config.max_rejected,
+    config.max_inflation,
+    config.max_inflated_gb,
+  )
 
 
 def check_file(path: str | Path) -> Path:

@@ -107,7 +107,7 @@ class _Column:
     return self.codes(parsed) if self.codes else parsed
 
 
-def _text_format(path: str | Path, options: ReadOptions) -> str:
+def text_format(path: str | Path, options: ReadOptions) -> str:
   """json-lines, tsv or csv, from the first line.
 
   Raises:
@@ -251,7 +251,7 @@ def _json_rows(
         yield number, record, line
 
 
-def _text_rows(
+def text_rows(
   reader: LineReader, format_name: str, wanted: Mapping[str, str], flag: str
 ) -> Iterator[tuple[int, list[Any], str | bytes]]:
   """Line number, the wanted columns' values, and text of each row.
@@ -287,16 +287,14 @@ def _read_text(
   path: str, columns: Mapping[str, str], options: ReadOptions, folder: Path
 ) -> tuple[RawEvents, list[Reader], list[dict[str, Any]], list[str]]:
   """The events of a text file."""
-  format_name = _text_format(path, options)
+  format_name = text_format(path, options)
   reader = LineReader(path, options)
   made = [_Column(name) for name in columns]
   spool = Spool(folder)
   kept = RowBuffer(spool, {column.name: column.codes for column in made})
   lines = LineNumbers()
   num_rows, missing = 0, collections.Counter()
-  for number, row, text in _text_rows(
-    reader, format_name, columns, '--columns'
-  ):
+  for number, row, text in text_rows(reader, format_name, columns, '--columns'):
     num_rows += 1
     values = []
     try:
@@ -432,10 +430,10 @@ def _read_items(
     sources = [file.source('items-parquet') for file in files]
     is_text = False
   else:
-    format_name = _text_format(path, options)
+    format_name = text_format(path, options)
     is_text = format_name != 'json-lines'
     reader = LineReader(path, options)
-    take(reader, _text_rows(reader, format_name, wanted, '--items'))
+    take(reader, text_rows(reader, format_name, wanted, '--items'))
     check_keys([reader])
     check_rejected(reader)
     readers.append(reader)

@@ -19,6 +19,19 @@ MAX_TIME = 2**53 - 1
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
+def parse_columns(columns: tuple[str, ...]) -> dict[str, str]:
+  """name=column pairs as a dict; a name given twice is an error."""
+  pairs = {}
+  for text in columns:
+    name, equals, column = text.partition('=')
+    if not (name and equals and column):
+      raise InputError(f'--columns holds {text!r}: write it as name=column')
+    if name in pairs:
+      raise InputError(f'--columns names {name} twice')
+    pairs[name] = column
+  return pairs
+
+
 class Refused(ValueError):
   """A value that its column cannot hold; the message says why."""
 

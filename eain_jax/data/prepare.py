@@ -20,8 +20,9 @@ from eain_jax.data.dataset import (
   refuse_small_disk,
 )
 from eain_jax.data.events import EventLog, k_core
-from eain_jax.data.lines import ReadOptions
+from eain_jax.data.lines import read_options
 from eain_jax.data.log_files import read_log
+from eain_jax.data.log_values import parse_columns
 from eain_jax.data.soundness import FEATURE_NAME
 from eain_jax.data.survey import Survey, survey_events, user_blocks
 from eain_jax.data.synthetic import MIN_USER_EVENTS, World, WorldConfig
@@ -35,19 +36,6 @@ NO_REJECTED = pl.DataFrame(
     'text': pl.String,
   }
 )
-
-
-def _parse_columns(columns: tuple[str, ...]) -> dict[str, str]:
-  """name=column pairs as a dict; a name given twice is an error."""
-  pairs = {}
-  for text in columns:
-    name, equals, column = text.partition('=')
-    if not (name and equals and column):
-      raise InputError(f'--columns holds {text!r}: write it as name=column')
-    if name in pairs:
-      raise InputError(f'--columns names {name} twice')
-    pairs[name] = column
-  return pairs
 
 
 def _check_source(config: PrepareConfig) -> None:
@@ -92,12 +80,7 @@ def _read_files(
 
   `folder` is where events are kept on the way.
   """
-  options = ReadOptions(
-    config.allow_truncated,
-    config.max_rejected,
-    config.max_inflation,
-    config.max_inflated_gb,
-  )
+  options = read_options(config)
   if config.reviews:
     log, rejected = read_amazon(
       config.reviews, config.metadata, options, folder
@@ -105,7 +88,7 @@ def _read_files(
   else:
     log, rejected = read_log(
       config.events,
-      _parse_columns(config.columns),
+      parse_columns(config.columns),
       options,
       items=config.items or None,
       item_key=config.item_key or None,

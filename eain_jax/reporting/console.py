@@ -355,6 +355,63 @@ class TransferDisplay:
     return f'{pace}, {left / 60:.0f} minutes left'
 
 
+class CountDisplay:
+  """How many rows are done: a bar on a terminal, a line a minute elsewhere.
+
+  Args:
+    title: what is done with them.
+    to: where it is shown; standard error by default.
+    clock: seconds, ever rising.
+  """
+
+  def __init__(
+    self,
+    title: str,
+    to: Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    self._title = document.printable(title)
+    self._console = console if to is None else to
+    self._clock = clock
+    # Of the first call: what came before it took another run's time.
+    self._mark: tuple[float, int] | None = None
+    self._last_line = clock()
+    self._bar = None
+    if self._console.is_terminal:
+      self._bar = Progress(
+        TextColumn('{task.description}', markup=False),
+        TimeElapsedColumn(),
+        console=self._console,
+        transient=True,
+      )
+      self._task = self._bar.add_task(self._title)
+
+  def __enter__(self) -> 'CountDisplay':
+    if self._bar:
+      self._bar.start()
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    if self._bar:
+      self._bar.stop()
+
+  def __call__(self, done: int) -> None:
+    """So many rows are done."""
+    now = self._clock()
+    line = f'{self._title}: {done:,} rows'
+    if self._mark is None:
+      self._mark = (now, done)
+    elif now > self._mark[0]:
+      line += (
+        f', {(done - self._mark[1]) / (now - self._mark[0]):,.0f} a second'
+      )
+    if self._bar:
+      self._bar.update(self._task, description=line)
+    elif now - self._last_line >= _HEARTBEAT:
+      self._last_line = now
+      self._console.print(_text(line), soft_wrap=True)
+
+
 def trials_on_console(
   objective: str, trials: Sequence[Mapping[str, Any]], best: int
 ) -> RenderableType:

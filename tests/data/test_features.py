@@ -115,7 +115,10 @@ def test_time_features_against_the_calendar():
   )
   days = ['Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat', 'Sun']
   for name in ('hour', 'weekday', 'month', 'quarter'):
-    codes, values = features._time_codes(log, name), features.TIME_VALUES[name]
+    codes, values = (
+      features.context_codes(log, name),
+      features.TIME_VALUES[name],
+    )
     for stamp, code in zip(stamps, codes, strict=True):
       time = datetime.datetime.fromtimestamp(int(stamp), datetime.UTC)
       expected = {
@@ -138,14 +141,14 @@ def test_a_quarter_without_a_name_is_none():
     pl.Series(['i']),
     pl.DataFrame(),
   )
-  codes = features._time_codes(log, 'quarter')
+  codes = features.context_codes(log, 'quarter')
   assert codes.tolist() == [-1, 0, 519, -1, -1]
   names = features.TIME_VALUES['quarter']
   assert (names[0], names[519]) == ('1970 Q1', '2099 Q4')
 
 
 def test_gaps_by_hand():
-  codes = features._time_codes(make_log(), 'gap')
+  codes = features.context_codes(make_log(), 'gap')
   names = features.TIME_VALUES['gap']
   assert [names[code] for code in codes] == [
     'first event',
@@ -167,7 +170,7 @@ def test_a_gap_of_each_length_has_the_bucket_that_holds_it():
     pl.Series(['i']),
     pl.DataFrame(),
   )
-  codes = features._time_codes(log, 'gap')
+  codes = features.context_codes(log, 'gap')
   names = features.TIME_VALUES['gap']
   for day, code in zip(days, codes[1::2], strict=True):
     low, _, high = names[code].replace(' or more', '-100000').partition('-')

@@ -32,12 +32,12 @@ from eain_jax.data.log_values import (
   MAX_TIME,
   Refused,
   parse_category,
+  parse_columns,
   parse_label,
   parse_position,
   parse_rating,
   parse_timestamp,
 )
-from eain_jax.data.prepare import _parse_columns
 from eain_jax.errors import InputError
 
 SECONDS = float(os.environ.get('EAIN_FUZZ_SECONDS', 0))
@@ -666,7 +666,7 @@ def test_dates(tmp_path, when, separator):
 @fuzz(texts=st.lists(st.text(max_size=12), max_size=5).map(tuple))
 def test_columns_flag(tmp_path, texts):
   try:
-    pairs = _parse_columns(texts)
+    pairs = parse_columns(texts)
   except InputError:
     return
   assert len(pairs) == len(texts)

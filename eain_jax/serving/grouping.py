@@ -1,0 +1,54 @@
+"""Rows that follow each other and ask of one user at one time, put together.
+
+Their history is then looked up, sent and projected once. A request has C
+candidates, a static number, so one with fewer is filled up: C is what costs
+least over the rows at hand.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+# What a request costs beside its candidates, in candidates: its history.
+REQUEST_COST = 2.0
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+def run_starts(keys: Mapping[str, np.ndarray]) -> np.ndarray:
+  """int64, the first row of each run of rows that agree in all keys."""
+  columns = list(keys.values())
+  differs = np.zeros(len(columns[0]), bool)
+  differs[:1] = True
+  for column in columns:
+    differs[1:] |= column[1:] != column[:-1]
+  return np.flatnonzero(differs)
+
+
+def choose_candidates(starts: np.ndarray, num_rows: int) -> int:
+  """C for runs that begin at `starts`."""
+  lengths = np.diff(starts, append=num_rows)
+  cost = lambda size: (-(-lengths // size)).sum() * (size + REQUEST_COST)
+  return min(SIZES, key=cost)
+
+
+def cut_runs(
+  starts: np.ndarray, num_rows: int, num_candidates: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Requests of at most C candidates each.
+
+  Args:
+    starts: int64, where runs begin.
+    num_rows: of all runs.
+    num_candidates: C.
+
+  Returns:
+    int64 [R], the first row of each request, and its number of candidates.
+  """
+  lengths = np.diff(starts, append=num_rows)
+  pieces = -(-lengths // num_candidates)
+  run = np.repeat(np.arange(len(starts)), pieces)
+  number = np.arange(len(run)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+  first = starts[run] + number * num_candidates
+  return first, np.minimum(
+    lengths[run] - number * num_candidates, num_candidates
+  )

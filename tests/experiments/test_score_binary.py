@@ -1,0 +1,134 @@
+"""Scoring as a user runs it: the scores of the evaluation, or a sentence."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from eain_jax.data.batches import make_eval_stream
+from eain_jax.evaluation.evaluator import score_part
+from eain_jax.training.restore import open_run
+
+ROOT = Path(__file__).parents[2]
+
+
+def call(name, *flags):
+  return subprocess.run(
+    [sys.executable, '-m', f'experiments.{name}', *map(str, flags)],
+    cwd=ROOT,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+@pytest.fixture(scope='module')
+def run_dir(dataset, tmp_path_factory):
+  """A small EAIN, trained for an epoch."""
+  folder = tmp_path_factory.mktemp('scored') / 'run'
+  done = call(
+    'train',
+    f'--dataset_dir={dataset.path}',
+    f'--work_dir={folder}',
+    '--model=eain',
+    '--epochs=1',
+    '--batch_size=256',
+    '--embedding_dim=4',
+    '--mlp=8',
+    '--attention_dim=4',
+    '--mask_hidden_dim=8',
+    '--paim_dim=4',
+    '--position_dim=4',
+  )
+  assert done.returncode == 0, done.stderr
+  return folder
+
+
+@pytest.fixture(scope='module')
+def candidates(dataset):
+  """Those of the test part, as raw ids."""
+  part = dataset.parts['test']
+  users = pl.read_parquet(dataset.path / 'users.parquet')['user']
+  items = pl.read_parquet(dataset.path / 'items.parquet')['item']
+  item = np.concatenate(
+    [dataset.item[part.event][:, None], part.candidates], axis=1
+  )
+  event = np.repeat(part.event, item.shape[1])
+  device = dataset.values_of('device', dataset.context_ids['device'])
+  return pl.DataFrame(
+    {
+      'user': users.gather(dataset.user[event]),
+      'item': items.gather(item.reshape(-1)),
+      'timestamp': dataset.timestamp[event],
+      'device': [device[i] for i in dataset.context_ids['device'][event]],
+    }
+  )
+
+
+@pytest.mark.slow
+def test_the_scores_are_those_of_the_evaluation(run_dir, candidates, tmp_path):
+  run = open_run(run_dir)
+  step = run.score_step()
+  expected = score_part(
+    lambda batch: step(run.params, run.stats, batch),
+    make_eval_stream(run.dataset, 'test', 4096),
+  ).logit
+  path = tmp_path / 'in.parquet'
+  candidates.with_row_index('key').write_parquet(path)
+  for size in (1, 7, 1024):
+    some = candidates.with_row_index('key').head(20 * size)
+    some.write_parquet(path)
+    output = tmp_path / f'out{size}.parquet'
+    done = call(
+      'score',
+      f'--work_dir={run_dir}',
+      f'--input={path}',
+      f'--output={output}',
+      f'--batch_size={size}',
+      '--keep=key',
+    )
+    assert done.returncode == 0, done.stderr
+    assert f'rows {len(some):,}, unknown_users 0' in done.stdout
+    found = pl.read_parquet(output)
+    assert found['key'].equals(some['key'])
+    np.testing.assert_allclose(
+      found['score'].to_numpy(), expected[: len(some)], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+  ('flags', 'code', 'message'),
+  [
+    (('--output=x.txt',), 1, 'x.txt must end in one of .csv, .tsv'),
+    (('--columns=user=nobody',), 1, "no column 'nobody' for user; it has user"),
+    (('--columns=colour=x',), 2, 'colour, which is no input of the model'),
+    (('--columns=history=item',), 2, 'must name history and history_timestamp'),
+    (('--time=soon',), 2, "--time: the time 'soon' is neither a number nor"),
+    (('--input=none.csv',), 1, 'none.csv does not exist'),
+    (('--keep=none',), 1, "no column 'none'"),
+    (('--work_dir=none',), 1, 'none'),
+    (('--batch_size=0',), 2, 'batch_size'),
+  ],
+)
+@pytest.mark.slow
+def test_what_is_wrong_is_a_sentence(
+  run_dir, candidates, tmp_path, flags, code, message
+):
+  path = tmp_path / 'in.csv'
+  candidates.head(3).write_csv(path)
+  done = call(
+    'score',
+    f'--work_dir={run_dir}',
+    f'--input={path}',
+    f'--output={tmp_path / "out.csv"}',
+    *flags,
+  )
+  assert done.returncode == code, done.stderr
+  assert message in done.stderr + done.stdout
+  assert 'Traceback' not in done.stderr
+  assert [p.name for p in tmp_path.iterdir()] == ['in.csv']

@@ -1,0 +1,41 @@
+"""Rows put together, by hand."""
+
+import numpy as np
+import pytest
+
+from eain_jax.serving.grouping import choose_candidates, cut_runs, run_starts
+
+
+def test_a_run_ends_where_any_key_changes():
+  keys = {
+    'user': np.array([1, 1, 1, 2, 2, 1]),
+    'time': np.array([5, 5, 6, 6, 6, 6]),
+  }
+  assert run_starts(keys).tolist() == [0, 2, 3, 5]
+  assert run_starts({'user': np.array([], int)}).tolist() == []
+
+
+def test_runs_are_cut_where_they_are_too_long():
+  # Runs of 2, 1, 5 rows.
+  first, count = cut_runs(np.array([0, 2, 3]), 8, 2)
+  assert first.tolist() == [0, 2, 3, 5, 7]
+  assert count.tolist() == [2, 1, 2, 2, 1]
+  first, count = cut_runs(np.array([0, 2, 3]), 8, 1)
+  assert first.tolist() == list(range(8))
+  assert set(count.tolist()) == {1}
+
+
+@pytest.mark.parametrize(
+  ('lengths', 'size'),
+  [
+    # One each: 3 a row, where 2 would cost 4.
+    ([1, 1, 1], 1),
+    # 100: 7 of 16 cost 126, 1 of 128 costs 130, 4 of 32 136.
+    ([100], 16),
+    # 3, 3: of 4 they cost 12, of 2 16, of 1 18.
+    ([3, 3], 4),
+  ],
+)
+def test_the_size_that_costs_least(lengths, size):
+  starts = np.cumsum([0, *lengths[:-1]])
+  assert choose_candidates(starts, sum(lengths)) == size

@@ -1,0 +1,197 @@
+"""Scores where they belong, in every format, and after any interruption."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from eain_jax.data.lines import ReadOptions
+from eain_jax.errors import InputError, Interrupted
+from eain_jax.serving import score_file as module
+from eain_jax.serving.candidates import CandidateFile
+from eain_jax.serving.encoder import Encoder
+from eain_jax.serving.score_file import output_format, score_file
+from eain_jax.serving.scorer import Scorer
+
+COLUMNS = {n: n for n in ('user', 'item', 'timestamp', 'device')}
+PLAN = {'model': 'by hand'}
+
+
+@pytest.fixture(scope='module')
+def encoder(dataset):
+  return Encoder(dataset)
+
+
+def by_ids(batch):
+  """'Logits' that tell who and what was scored: user + item / 1000."""
+  item = batch['items']['item'][batch['target']]
+  return (batch['user'][:, None] + item / 1000).astype(np.float32)
+
+
+@pytest.fixture
+def rows():
+  """Runs of 1 to 9 candidates, some of them unknown."""
+  rng = np.random.default_rng(3)
+  table = []
+  for user in rng.integers(0, 230, 60):
+    for item in rng.integers(0, 90, rng.integers(1, 10)):
+      table.append((f'u{user:03}', f'i{item:02}', 1_500_000_000, 'phone'))
+  return pl.DataFrame(table, schema=list(COLUMNS), orient='row')
+
+
+def expected_of(dataset, rows):
+  id_of = lambda name, key: dict(
+    pl.read_parquet(dataset.path / f'{name}.parquet')
+    .select(key, f'{key}_id')
+    .iter_rows()
+  )
+  users, items = id_of('users', 'user'), id_of('items', 'item')
+  return np.array(
+    [
+      users.get(user, 1) + items.get(item, 1) / 1000
+      for user, item in rows[['user', 'item']].iter_rows()
+    ],
+    np.float32,
+  )
+
+
+def run(encoder, path, output, score=by_ids, keep=('user', 'item'), slots=16):
+  file = CandidateFile(path, COLUMNS, keep, ReadOptions())
+  told = []
+  found = score_file(
+    Scorer(encoder, score, slots), file, output, PLAN, told.append
+  )
+  return found, told
+
+
+def read(path):
+  readers = {
+    '.csv': pl.read_csv,
+    '.tsv': lambda file: pl.read_csv(file, separator='\t'),
+    '.jsonl': pl.read_ndjson,
+    '.parquet': pl.read_parquet,
+  }
+  return readers[path.suffix](path)
+
+
+@pytest.mark.parametrize('to', module.FORMATS)
+@pytest.mark.parametrize('of', ['csv', 'jsonl', 'parquet'])
+@pytest.mark.parametrize('part', [7, 1 << 16])
+def test_scores_in_the_order_of_the_rows(
+  dataset, encoder, rows, tmp_path, monkeypatch, of, to, part
+):
+  monkeypatch.setattr(module, 'ROWS_A_PART', part)
+  path, output = tmp_path / f'in.{of}', tmp_path / f'out.{to}'
+  write = {
+    'csv': 'write_csv',
+    'jsonl': 'write_ndjson',
+    'parquet': 'write_parquet',
+  }
+  getattr(rows, write[of])(path)
+  found, told = run(encoder, path, output)
+  table = read(output)
+  assert table.columns == ['user', 'item', 'score', 'probability']
+  assert table[['user', 'item']].equals(rows[['user', 'item']])
+  expected = expected_of(dataset, rows)
+  np.testing.assert_allclose(table['score'].to_numpy(), expected, rtol=1e-6)
+  np.testing.assert_allclose(
+    table['probability'].to_numpy(), 1 / (1 + np.exp(-expected)), rtol=1e-5
+  )
+  assert found['counts'] == {
+    'rows': len(rows),
+    'unknown_users': int((rows['user'] > 'u199').sum()),
+    'unknown_items': int((rows['item'] > 'i79').sum()),
+    'without_history': int((rows['user'] > 'u199').sum()),
+    'rejected': 0,
+  }
+  assert told[-1].rows == len(rows)
+  assert json.loads((tmp_path / f'out.{to}.json').read_text()) == {
+    **PLAN,
+    **found,
+  }
+  assert {p.name for p in tmp_path.iterdir()} == {
+    path.name,
+    output.name,
+    f'{output.name}.json',
+  }
+
+
+def test_a_number_of_json_stays_a_number(encoder, tmp_path):
+  row = {'user': 'u000', 'item': 'i00', 'timestamp': 5, 'device': 'phone'}
+  lines = [{**row, 'key': 1}, {**row, 'key': 'x'}, {**row, 'key': [1, None]}]
+  path, output = tmp_path / 'in.jsonl', tmp_path / 'out.jsonl'
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  run(encoder, path, output, keep=('key',))
+  kept = [json.loads(line)['key'] for line in output.read_text().splitlines()]
+  assert kept == [1, 'x', [1, None]]
+
+
+@pytest.mark.parametrize('to', ['csv', 'parquet'])
+def test_an_interruption_costs_a_part(encoder, rows, tmp_path, monkeypatch, to):
+  monkeypatch.setattr(module, 'ROWS_A_PART', 32)
+  path = tmp_path / 'in.csv'
+  rows.write_csv(path)
+  whole, output = tmp_path / f'whole.{to}', tmp_path / f'out.{to}'
+  calls = []
+
+  def score(batch):
+    calls.append(len(batch['user']))
+    return by_ids(batch)
+
+  run(encoder, path, whole, score)
+  all_calls = len(calls)
+
+  def interrupted(batch):
+    if len(calls) == all_calls // 2:
+      raise Interrupted('told to stop')
+    return score(batch)
+
+  calls.clear()
+  with pytest.raises(Interrupted):
+    run(encoder, path, output, interrupted)
+  folder = tmp_path / f'out.{to}.unfinished'
+  parts = sorted(folder.glob('part-*'))
+  assert parts
+  assert not output.exists()
+  kept = {part: part.read_bytes() for part in parts}
+  # Another input's scores do not go on from there.
+  file = CandidateFile(path, COLUMNS, ('user',), ReadOptions())
+  other = Scorer(encoder, by_ids)
+  with pytest.raises(InputError, match='the beginning of other scores'):
+    score_file(other, file, output, {'model': 'other'}, print)
+  assert kept == {part: part.read_bytes() for part in parts}
+  calls.clear()
+  found, _ = run(encoder, path, output, score)
+  assert 0 < len(calls) <= all_calls - all_calls // 2 + 3
+  assert output.read_bytes() == whole.read_bytes()
+  assert found['counts']['rows'] == len(rows)
+  assert not folder.exists()
+
+
+def test_a_score_that_is_no_number_is_an_error(encoder, rows, tmp_path):
+  path, output = tmp_path / 'in.csv', tmp_path / 'out.csv'
+  rows.write_csv(path)
+  diverged = lambda batch: by_ids(batch) * np.nan
+  with pytest.raises(InputError, match='is nan: the model has diverged'):
+    run(encoder, path, output, diverged)
+  assert [p.name for p in tmp_path.iterdir()] == ['in.csv']
+
+
+def test_rejected_rows_are_beside_the_scores(encoder, rows, tmp_path):
+  path, output = tmp_path / 'in.csv', tmp_path / 'out.csv'
+  text = rows.write_csv()
+  path.write_text(f'{text}u000,,5,phone\n')
+  file = CandidateFile(path, COLUMNS, ('user',), ReadOptions(max_rejected=0.1))
+  found = score_file(Scorer(encoder, by_ids), file, output, PLAN, print)
+  assert found['counts']['rejected'] == 1
+  assert found['counts']['rows'] == len(rows) == len(read(output))
+  [line] = (tmp_path / 'out.csv.rejected.jsonl').read_text().splitlines()
+  assert json.loads(line)['reason'] == 'the item is empty'
+
+
+def test_the_ending_of_the_name_is_the_format(tmp_path):
+  assert output_format(tmp_path / 'a.b.parquet') == 'parquet'
+  for name in ('a', 'a.txt', 'a.csv.gz'):
+    with pytest.raises(InputError, match=r'must end in one of \.csv, '):
+      output_format(tmp_path / name)
