@@ -25,7 +25,8 @@ from eain_jax.reporting.console import CountDisplay
 from eain_jax.serving.candidates import HISTORY, CandidateFile
 from eain_jax.serving.encoder import Encoder
 from eain_jax.serving.lookup import source_columns
-from eain_jax.serving.score_file import output_format, score_file
+from eain_jax.serving.parts import output_format
+from eain_jax.serving.score_file import score_file
 from eain_jax.serving.scorer import Scorer
 from eain_jax.training.restore import Run, open_run
 from experiments import cli

@@ -1,16 +1,8 @@
-"""A file of candidates to a file of scores, in parts, so that it can go on.
+"""A file of candidates to a file of scores."""
 
-A part is some rows; it is written whole beside the output, and joined with the
-others at the end. An interruption costs a part. Memory is that of a part,
-however long the file is.
-"""
-
-import contextlib
 import dataclasses
 import itertools
-import json
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +12,16 @@ import polars as pl
 
 from eain_jax.artifacts import write_json, written_whole
 from eain_jax.data.columns import written_by_polars
-from eain_jax.errors import InputError
-from eain_jax.locking import locked_folder
 from eain_jax.serving.candidates import CandidateFile, Rows, as_series
+from eain_jax.serving.parts import Parts, made_in_parts
 from eain_jax.serving.scorer import Counts, Scorer
 
 ROWS_A_PART = 1 << 16
-FORMATS = ('csv', 'tsv', 'jsonl', 'parquet')
 SCORE, PROBABILITY = 'score', 'probability'
-_PLAN_FILE = 'plan.json'
 
 
-def output_format(path: Path) -> str:
-  """By the ending of a name.
-
-  Raises:
-    InputError: it has none of those that are known.
-  """
-  ending = path.suffix.removeprefix('.')
-  if ending not in FORMATS:
-    raise InputError(
-      f'{path} must end in one of {", ".join(f".{name}" for name in FORMATS)}'
-    )
-  return ending
-
-
-def _table(rows: Rows, logits: np.ndarray, file: CandidateFile) -> pl.DataFrame:
-  kept = [
-    as_series(name, values, file.kept[name])
-    for name, values in rows.kept.items()
-  ]
-  return pl.DataFrame([*kept, *_scores(logits)])
-
-
-def _scores(logits: np.ndarray) -> list[pl.Series]:
+def score_columns(logits: np.ndarray) -> list[pl.Series]:
+  """Logits and their sigmoid, as columns of an output."""
   probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
   return [
     pl.Series(SCORE, logits, pl.Float32),
@@ -61,76 +29,60 @@ def _scores(logits: np.ndarray) -> list[pl.Series]:
   ]
 
 
-def _write_part(
-  path: Path,
-  kind: str,
-  rows: Rows,
-  logits: np.ndarray,
-  file: CandidateFile,
-  with_header: bool,
+def kept_columns(rows: Rows, file: CandidateFile) -> list[pl.Series]:
+  """What passes through, as columns of an output."""
+  return [
+    as_series(name, values, file.kept[name])
+    for name, values in rows.kept.items()
+  ]
+
+
+def _lines(rows: Rows, logits: np.ndarray) -> Iterator[bytes]:
+  """JSON to JSON: numbers stay numbers, lists stay lists."""
+  scores = [series.to_list() for series in score_columns(logits)]
+  names = (*rows.kept, SCORE, PROBABILITY)
+  encode = msgspec.json.Encoder().encode
+  for values in zip(*rows.kept.values(), *scores, strict=True):
+    yield encode(dict(zip(names, values, strict=True))) + b'\n'
+
+
+def _add(
+  parts: Parts, rows: Rows, logits: np.ndarray, file: CandidateFile
 ) -> None:
-  """Writes the rows of a part in the format of the output."""
-  if kind == 'jsonl' and None in file.kept.values():
-    # As they were: numbers stay numbers, lists stay lists.
-    scores = [series.to_list() for series in _scores(logits)]
-    names = (*rows.kept, SCORE, PROBABILITY)
-    encode = msgspec.json.Encoder().encode
-    with written_whole(path) as beside, beside.open('wb') as out:
-      for values in zip(*rows.kept.values(), *scores, strict=True):
-        out.write(encode(dict(zip(names, values, strict=True))) + b'\n')
-    return
-  table = _table(rows, logits, file)
-  with written_whole(path) as beside, written_by_polars():
-    if kind == 'parquet':
-      table.write_parquet(beside)
-    elif kind == 'jsonl':
-      table.write_ndjson(beside)
-    else:
-      separator = '\t' if kind == 'tsv' else ','
-      table.write_csv(beside, separator=separator, include_header=with_header)
+  if parts.format == 'jsonl' and None in file.kept.values():
+    parts.add_lines(_lines(rows, logits))
+  else:
+    parts.add(pl.DataFrame([*kept_columns(rows, file), *score_columns(logits)]))
 
 
-def _join(parts: Iterable[Path], kind: str, output: Path) -> None:
-  """Makes the output of its parts, whole or not at all."""
-  with written_whole(output) as beside:
-    if kind == 'parquet':
-      with written_by_polars():
-        pl.scan_parquet(list(parts), glob=False).sink_parquet(beside)
-      return
-    with beside.open('wb') as out:
-      for part in parts:
-        with part.open('rb') as file:
-          shutil.copyfileobj(file, out, 1 << 20)
+def write_beside(
+  output: Path,
+  file: CandidateFile | None,
+  plan: Mapping[str, Any],
+  counts: Mapping[str, int],
+) -> dict[str, Any]:
+  """OUTPUT.json, what the output was made of, and OUTPUT.rejected.jsonl.
 
+  Args:
+    output: that is there.
+    file: what was read, to its end; None where nothing was.
+    plan: what decided the output.
+    counts: of what was met.
 
-def _claim(folder: Path, plan: Mapping[str, Any]) -> None:
-  """Makes the folder this plan's.
-
-  Raises:
-    InputError: it has parts of other scores.
+  Returns:
+    'counts', rejected rows among them, and 'sources'.
   """
-  file = folder / _PLAN_FILE
-  try:
-    found = json.loads(file.read_text()) if file.is_file() else None
-  except (OSError, ValueError, RecursionError):
-    found = {}
-  if found is None or not any(folder.glob('part-*')):
-    write_json(file, plan)
-  elif found != json.loads(json.dumps(plan)):
-    raise InputError(
-      f'{folder} has the beginning of other scores: of another run, input or '
-      'flags; go on with those, or remove it'
-    )
-
-
-@contextlib.contextmanager
-def _nothing_left(folder: Path) -> Iterator[None]:
-  """Removes the plan at the end, where there is no part that it is of."""
-  try:
-    yield
-  finally:
-    if not any(folder.glob('part-*')):
-      (folder / _PLAN_FILE).unlink(missing_ok=True)
+  rejected = file.rejected() if file else pl.DataFrame()
+  found = {
+    'counts': {**counts, 'rejected': len(rejected)},
+    'sources': file.sources() if file else [],
+  }
+  if len(rejected):
+    refused = output.with_name(f'{output.name}.rejected.jsonl')
+    with written_whole(refused) as beside, written_by_polars():
+      rejected.write_ndjson(beside)
+  write_json(output.with_name(f'{output.name}.json'), {**plan, **found})
+  return found
 
 
 def score_file(
@@ -145,57 +97,30 @@ def score_file(
   Args:
     scorer: of the run.
     file: not read yet.
-    output: where the scores go; `output.unfinished`, a folder beside it, has
-      the parts until then.
-    plan: what decides the scores, ready for JSON; parts of another are refused.
+    output: where the scores go, see `made_in_parts`.
+    plan: what decides the scores, ready for JSON.
     report: is told of what was scored, after each part.
 
   Returns:
-    'counts' of `Counts` and of rejected rows, and 'sources'; OUTPUT.json has
-    them beside the plan, and OUTPUT.rejected.jsonl the rejected rows.
+    'counts' and 'sources', as of `write_beside`.
 
   Raises:
     InputError: the file is damaged, too many rows are rejected, or nothing can
       be written.
     Interrupted: told to stop; the same call goes on.
   """
-  kind = output_format(output)
-  folder = output.with_name(f'{output.name}.unfinished')
-  with locked_folder(folder, '--output'), _nothing_left(folder):
-    _claim(folder, {**plan, 'rows_a_part': ROWS_A_PART})
-    total, parts = Counts(), []
+  with made_in_parts(output, {**plan, 'rows_a_part': ROWS_A_PART}) as parts:
+    total = Counts()
     blocks = file.blocks(ROWS_A_PART)
     left: list[Rows] = []
     for rows in blocks:
-      part = _part(folder, len(parts), kind)
-      if not part.is_file():
+      if not parts.is_done():
         left.append(rows)
         break
       total += scorer.count(rows)
-      parts.append(part)
     for rows, logits, counts in scorer.score(itertools.chain(left, blocks)):
-      part = _part(folder, len(parts), kind)
-      _write_part(part, kind, rows, logits, file, with_header=not parts)
-      parts.append(part)
+      _add(parts, rows, logits, file)
       total += counts
       report(total)
-    rejected = file.rejected()
-    found = {
-      'counts': {**dataclasses.asdict(total), 'rejected': len(rejected)},
-      'sources': file.sources(),
-    }
-    _join(parts, kind, output)
-    if len(rejected):
-      refused = output.with_name(f'{output.name}.rejected.jsonl')
-      with written_whole(refused) as beside, written_by_polars():
-        rejected.write_ndjson(beside)
-    write_json(output.with_name(f'{output.name}.json'), {**plan, **found})
-    for path in parts:
-      path.unlink()
-  with contextlib.suppress(OSError):
-    folder.rmdir()
-  return found
-
-
-def _part(folder: Path, number: int, kind: str) -> Path:
-  return folder / f'part-{number:07}.{kind}'
+    parts.join()
+  return write_beside(output, file, plan, dataclasses.asdict(total))

@@ -11,7 +11,8 @@ from eain_jax.errors import InputError, Interrupted
 from eain_jax.serving import score_file as module
 from eain_jax.serving.candidates import CandidateFile
 from eain_jax.serving.encoder import Encoder
-from eain_jax.serving.score_file import output_format, score_file
+from eain_jax.serving.parts import FORMATS, output_format
+from eain_jax.serving.score_file import score_file
 from eain_jax.serving.scorer import Scorer
 
 COLUMNS = {n: n for n in ('user', 'item', 'timestamp', 'device')}
@@ -75,7 +76,7 @@ def read(path):
   return readers[path.suffix](path)
 
 
-@pytest.mark.parametrize('to', module.FORMATS)
+@pytest.mark.parametrize('to', FORMATS)
 @pytest.mark.parametrize('of', ['csv', 'jsonl', 'parquet'])
 @pytest.mark.parametrize('part', [7, 1 << 16])
 def test_scores_in_the_order_of_the_rows(
@@ -158,7 +159,7 @@ def test_an_interruption_costs_a_part(encoder, rows, tmp_path, monkeypatch, to):
   # Another input's scores do not go on from there.
   file = CandidateFile(path, COLUMNS, ('user',), ReadOptions())
   other = Scorer(encoder, by_ids)
-  with pytest.raises(InputError, match='the beginning of other scores'):
+  with pytest.raises(InputError, match='the beginning of something else'):
     score_file(other, file, output, {'model': 'other'}, print)
   assert kept == {part: part.read_bytes() for part in parts}
   calls.clear()
