@@ -47,7 +47,7 @@ class Rows:
 
   Attributes:
     user: raw ids.
-    item: raw ids.
+    item: raw ids; none where the file has no such column.
     timestamp: int64 seconds UTC.
     context: by our name raw values, None for none.
     history: of each row raw ids, the oldest first; None without such a column.
@@ -166,8 +166,9 @@ class CandidateFile:
 
     Args:
       path: of the file, the folder, or a glob of Parquet files.
-      columns: our names to the source's: user, item, timestamp (but with
-        `time`), context columns, and history and history_timestamp or neither.
+      columns: our names to the source's: user, item (or not, where users are
+        asked of alone), timestamp (but with `time`), context columns, and
+        history and history_timestamp or neither.
       keep: columns of the source that pass through.
       options: how forgiving to be.
       time: seconds, of all rows, in place of a column.
@@ -263,7 +264,8 @@ class CandidateFile:
     }
     for name, parse in parsers.items():
       if name not in columns:
-        made[name] = [self._time] * len(chunk)
+        if name == 'timestamp':
+          made[name] = [self._time] * len(chunk)
         continue
       values = columns[name]
       kinds = set(map(type, values)) - {type(None)}
@@ -280,7 +282,7 @@ class CandidateFile:
         return False
       made[name] = list(map(parsed.__getitem__, values))
     rows.user += made['user']
-    rows.item += made['item']
+    rows.item += made.get('item', [])
     rows.timestamp += made['timestamp']
     for name, values in rows.context.items():
       values += made[name]
@@ -296,7 +298,9 @@ class CandidateFile:
     """
     by_name = dict(zip(self._wanted, values, strict=True))
     user = parse_identifier('user', by_name['user'])
-    item = parse_identifier('item', by_name['item'])
+    item = None
+    if 'item' in self._columns:
+      item = parse_identifier('item', by_name['item'])
     time = self._time
     if time is None:
       time = _seconds('timestamp', by_name['timestamp'])
@@ -306,7 +310,8 @@ class CandidateFile:
       rows.history.append(items)
       rows.history_timestamp.append(times)
     rows.user.append(user)
-    rows.item.append(item)
+    if item is not None:
+      rows.item.append(item)
     rows.timestamp.append(time)
     for name, value in context.items():
       rows.context[name].append(value)

@@ -96,12 +96,13 @@ class Histories:
 
   def rows(self, begin: int, end: int) -> 'Histories':
     """Those of some of the requests."""
+    ends = self.end[begin:end]
     first = int(self.end[begin - 1]) if begin else 0
-    last = int(self.end[end - 1]) if end > begin else first
+    last = int(ends[-1]) if len(ends) else first
     return Histories(
       self.item[first:last],
       self.timestamp[first:last],
-      self.end[begin:end] - first,
+      ends - first,
     )
 
 
@@ -226,6 +227,24 @@ class Encoder:
       'weight': pad_rows(np.ones_like(asked.item, np.float32), num_requests),
     }
 
+  def had(self, asked: Asked) -> tuple[np.ndarray, np.ndarray]:
+    """Which items the users had before, whether they liked them or not.
+
+    Returns:
+      int64 [n], a request, and int32 [n], an item of its user's events before
+      its time, or of the history that it came with.
+    """
+    if asked.histories is not None:
+      found = self._histories(asked)
+      entry, request = segment_ranges(found.start, found.end)
+      return request, found.events(entry)[0]
+    dataset = self.dataset
+    start, stop = self._until(
+      asked, dataset.user_start, lambda place: dataset.timestamp[place]
+    )
+    entry, request = segment_ranges(start, stop)
+    return request, dataset.item[entry]
+
   def history_lengths(self, asked: Asked) -> np.ndarray:
     """int64 [r], how many events each request's user had before."""
     found = self._histories(asked)
@@ -254,17 +273,14 @@ class Encoder:
       place if dataset.history_event is None else dataset.history_event[place]
     )
 
-    def until(bounds: np.ndarray, times) -> tuple[np.ndarray, np.ndarray]:
-      start = np.where(asked.user < 0, 0, bounds[asked.user])
-      stop = np.where(asked.user < 0, 0, bounds[asked.user + 1])
-      return start, first_not_before(times, start, stop, asked.timestamp)
-
-    start, end = until(
-      dataset.history_start, lambda place: dataset.timestamp[event_of(place)]
+    start, end = self._until(
+      asked,
+      dataset.history_start,
+      lambda place: dataset.timestamp[event_of(place)],
     )
     # The gap is to any event, one that was no positive too.
-    first, stop = until(
-      dataset.user_start, lambda place: dataset.timestamp[place]
+    first, stop = self._until(
+      asked, dataset.user_start, lambda place: dataset.timestamp[place]
     )
     is_first = stop == first
     return _Found(
@@ -277,3 +293,15 @@ class Encoder:
       np.where(is_first, 0, dataset.timestamp[np.maximum(stop - 1, 0)]),
       is_first,
     )
+
+  def _until(
+    self,
+    asked: Asked,
+    bounds: np.ndarray,
+    times: Callable[[np.ndarray], np.ndarray],
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Where the users' places begin, and those before the requests end."""
+    is_known = asked.user >= 0
+    start = np.where(is_known, bounds[asked.user], 0)
+    stop = np.where(is_known, bounds[asked.user + 1], 0)
+    return start, first_not_before(times, start, stop, asked.timestamp)

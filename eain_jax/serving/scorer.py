@@ -155,48 +155,52 @@ class Scorer:
     return stretch, batch
 
   def _plan(self, rows: Rows) -> _Planned:
-    encoder = self._encoder
-    user, item = encoder.users.find(rows.user), encoder.items.find(rows.item)
-    keys = {
-      'user': user,
-      'timestamp': np.array(rows.timestamp, np.int64),
-      **{
-        name: categories.find(rows.context[name])
-        for name, categories in encoder.categories.items()
-      },
-    }
-    histories = self._histories(rows)
-    starts = run_starts(keys) if histories is None else np.arange(len(rows))
+    each = ask_rows(self._encoder, rows)
+    if each.histories is None:
+      keys = {'user': each.user, 'timestamp': each.timestamp, **each.context}
+      starts = run_starts(keys)
+    else:
+      starts = np.arange(len(rows))
     if not self._num_candidates:
       self._num_candidates = choose_candidates(starts, len(rows))
     first, count = cut_runs(starts, len(rows), self._num_candidates)
     slot = np.arange(self._num_candidates)
     place = np.where(slot < count[:, None], first[:, None] + slot, -1)
     asked = Asked(
-      user[first],
+      each.user[first],
       # What fills up is scored, too, and dropped.
-      item[np.maximum(place, first[:, None])],
-      keys.pop('timestamp')[first],
-      {name: keys[name][first] for name in encoder.categories},
-      histories,
+      each.item[np.maximum(place, first[:, None]), 0],
+      each.timestamp[first],
+      {name: ids[first] for name, ids in each.context.items()},
+      each.histories,
     )
-    length = encoder.history_lengths(asked)
+    length = self._encoder.history_lengths(asked)
     counts = Counts(
       len(rows),
-      int(np.sum(user < 0)),
-      int(np.sum(item < 0)),
+      int(np.sum(each.user < 0)),
+      int(np.sum(each.item < 0)),
       int(np.sum(count[length == 0])),
     )
     return _Planned(rows, asked, place, counts)
 
-  def _histories(self, rows: Rows) -> Histories | None:
-    if rows.history is None or rows.history_timestamp is None:
-      return None
+
+def ask_rows(encoder: Encoder, rows: Rows) -> Asked:
+  """A request a row, of its item alone, or of none where rows have no item."""
+  histories = None
+  if rows.history is not None and rows.history_timestamp is not None:
     lengths = np.array([len(history) for history in rows.history], np.int64)
     items = [item for history in rows.history for item in history]
     times = [time for history in rows.history_timestamp for time in history]
-    return Histories(
-      self._encoder.items.find(items),
-      np.array(times, np.int64),
-      np.cumsum(lengths),
+    histories = Histories(
+      encoder.items.find(items), np.array(times, np.int64), np.cumsum(lengths)
     )
+  return Asked(
+    encoder.users.find(rows.user),
+    encoder.items.find(rows.item).reshape(len(rows), -1),
+    np.array(rows.timestamp, np.int64),
+    {
+      name: categories.find(rows.context[name])
+      for name, categories in encoder.categories.items()
+    },
+    histories,
+  )

@@ -170,6 +170,26 @@ def test_an_interruption_costs_a_part(encoder, rows, tmp_path, monkeypatch, to):
   assert not folder.exists()
 
 
+def test_rows_with_histories_of_their_own(encoder, tmp_path):
+  """Each is a request by itself, and sees what it came with."""
+  row = {'user': 'u000', 'item': 'i00', 'timestamp': 90, 'device': 'phone'}
+  lines = [
+    {**row, 'h': [f'i{place:02}' for place in range(n)], 't': [1] * n}
+    for n in (3, 0, 5, 1, 2)
+  ]
+  path, output = tmp_path / 'in.jsonl', tmp_path / 'out.csv'
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  columns = {**COLUMNS, 'history': 'h', 'history_timestamp': 't'}
+  file = CandidateFile(path, columns, ['user'], ReadOptions())
+
+  def lengths(batch):
+    return batch['position'][:, None].astype(np.float32)
+
+  found = score_file(Scorer(encoder, lengths, 4), file, output, PLAN, print)
+  assert read(output)['score'].to_list() == [3, 0, 5, 1, 2]
+  assert found['counts']['without_history'] == 1
+
+
 def test_a_score_that_is_no_number_is_an_error(encoder, rows, tmp_path):
   path, output = tmp_path / 'in.csv', tmp_path / 'out.csv'
   rows.write_csv(path)

@@ -1,4 +1,4 @@
-"""Scoring as a user runs it: the scores of the evaluation, or a sentence."""
+"""Scoring and ranking as a user runs them: exact, or a sentence."""
 
 import os
 import subprocess
@@ -132,3 +132,86 @@ def test_what_is_wrong_is_a_sentence(
   assert message in done.stderr + done.stdout
   assert 'Traceback' not in done.stderr
   assert [p.name for p in tmp_path.iterdir()] == ['in.csv']
+
+
+@pytest.mark.slow
+def test_recommendations_are_the_best_of_all_scores(run_dir, dataset, tmp_path):
+  """Against score over every pair, sorted."""
+  tables = [
+    pl.read_parquet(dataset.path / f'{name}s.parquet')[name]
+    for name in ('user', 'item')
+  ]
+  users, items = tables[0].sort().head(30), tables[1]
+  time = int(dataset.timestamp.max()) + 1
+  pairs = users.to_frame().join(items.to_frame(), how='cross')
+  pairs = pairs.with_columns(device=pl.lit('phone'))
+  pairs.write_csv(tmp_path / 'pairs.csv')
+  done = call(
+    'score',
+    f'--work_dir={run_dir}',
+    f'--input={tmp_path / "pairs.csv"}',
+    f'--output={tmp_path / "scores.parquet"}',
+    f'--time={time}',
+  )
+  assert done.returncode == 0, done.stderr
+  users.to_frame().with_columns(device=pl.lit('phone')).write_csv(
+    tmp_path / 'users.csv'
+  )
+  done = call(
+    'recommend',
+    f'--work_dir={run_dir}',
+    f'--users={tmp_path / "users.csv"}',
+    f'--output={tmp_path / "best.parquet"}',
+    '--k=7',
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'users 30, unknown_users 0' in done.stdout
+  scores = pl.read_parquet(tmp_path / 'scores.parquet')
+  had = dataset.events_table()[['user', 'item']].unique()
+  best = pl.read_parquet(tmp_path / 'best.parquet')
+  assert best['rank'].to_list() == [*range(1, 8)] * 30
+  assert best['user'].to_list() == [user for user in users for _ in range(7)]
+  expected = (
+    scores.join(had, on=['user', 'item'], how='anti')
+    .sort('user', -pl.col('score'))
+    .group_by('user', maintain_order=True)
+    .head(7)
+  )
+  np.testing.assert_allclose(
+    best['score'].to_numpy(), expected['score'].to_numpy(), atol=1e-6
+  )
+  named = best.join(
+    scores,
+    left_on=['user', 'recommended'],
+    right_on=['user', 'item'],
+    how='left',
+    maintain_order='left',
+  )
+  np.testing.assert_allclose(
+    best['score'].to_numpy(), named['score_right'].to_numpy(), atol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  ('flags', 'code', 'message'),
+  [
+    (('--output=x',), 1, 'x must end in one of'),
+    (('--keep=a',), 2, '--keep goes with --users'),
+    (('--users=none.csv',), 1, 'none.csv does not exist'),
+    (('--k=0',), 2, 'k'),
+  ],
+)
+@pytest.mark.slow
+def test_what_recommend_cannot_do_is_a_sentence(
+  run_dir, tmp_path, flags, code, message
+):
+  done = call(
+    'recommend',
+    f'--work_dir={run_dir}',
+    f'--output={tmp_path / "out.csv"}',
+    *flags,
+  )
+  assert done.returncode == code, done.stderr
+  assert message in done.stderr + done.stdout
+  assert 'Traceback' not in done.stderr
+  assert not list(tmp_path.iterdir())

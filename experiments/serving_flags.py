@@ -1,0 +1,137 @@
+"""What the binaries that ask a trained model have in common."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+import eain_jax
+from eain_jax.config import PrepareConfig
+from eain_jax.data.dataset import Dataset
+from eain_jax.data.lines import ReadOptions, read_options
+from eain_jax.data.log_values import Refused, parse_columns, parse_timestamp
+from eain_jax.serving.candidates import HISTORY
+from eain_jax.serving.lookup import source_columns
+from eain_jax.training.restore import Run, open_run
+from experiments import cli
+
+_READING = (
+  'allow_truncated',
+  'max_rejected',
+  'max_inflation',
+  'max_inflated_gb',
+)
+FLAGS = flags.FLAGS
+flags.disclaim_key_flags()
+
+
+def define_asking(time: str | None, what: str) -> None:
+  """Defines the flags of a run and of how a file asks it.
+
+  Args:
+    time: the default of --time.
+    what: a row of the file is.
+  """
+  flags.DEFINE_string(
+    'work_dir', None, 'A run that train wrote.', required=True
+  )
+  flags.DEFINE_string('dataset_dir', None, 'Its dataset, where that has moved.')
+  flags.DEFINE_list(
+    'columns',
+    [],
+    f'Of {what}: user=.., timestamp=.. and context columns, as in '
+    'prepare_data; unset ones are called as in the log that the dataset was '
+    'made of. history=.. and history_timestamp=.. are lists of the items that '
+    'a user had before and of when, with | between them in CSV, in place of '
+    "the dataset's events.",
+  )
+  flags.DEFINE_list('keep', [], 'Further columns that pass through.')
+  flags.DEFINE_string(
+    'time',
+    time,
+    'One time for all rows, seconds or an ISO 8601 date, in place of a column; '
+    "last: the second after the dataset's last event.",
+  )
+  cli.define_verify()
+  cli.define_config(
+    PrepareConfig,
+    without=sorted(cli.setting_names(PrepareConfig) - {*_READING}),
+  )
+
+
+def opened_run() -> Run:
+  """The run of the flags."""
+  return open_run(FLAGS.work_dir, FLAGS.dataset_dir, FLAGS.verify)
+
+
+def reading() -> ReadOptions:
+  """How forgiving the flags are."""
+  return read_options(cli.config_from_flags(PrepareConfig))
+
+
+def columns_of(dataset: Dataset) -> dict[str, str]:
+  """The columns of the input, as the flags and the dataset name them.
+
+  Raises:
+    FlagError: a name is no input of the model.
+  """
+  known = source_columns(dataset)
+  given = parse_columns(tuple(FLAGS.columns))
+  if unknown := given.keys() - known.keys() - {*HISTORY}:
+    raise cli.FlagError(
+      f'--columns names {min(unknown)}, which is no input of the model: '
+      f'{", ".join([*known, *HISTORY])}'
+    )
+  if len(given.keys() & {*HISTORY}) == 1:
+    raise cli.FlagError('--columns must name history and history_timestamp')
+  return {**known, **given}
+
+
+def time_of(dataset: Dataset) -> int | None:
+  """Seconds that all rows are asked at; None: each at its own.
+
+  Raises:
+    FlagError: the flag is no time.
+  """
+  if FLAGS.time is None:
+    return None
+  if FLAGS.time == 'last':
+    return dataset.manifest['last_timestamp'] + 1
+  try:
+    return parse_timestamp('time', FLAGS.time)
+  except Refused as error:
+    raise cli.FlagError(f'--time: {error}') from error
+
+
+def kept_columns(columns: dict[str, str], names: Sequence[str]) -> list[str]:
+  """What passes through: the columns of our `names`, then those of --keep."""
+  kept = [columns[name] for name in names]
+  return list(dict.fromkeys([*kept, *FLAGS.keep]))
+
+
+def _hash_of(params: Any) -> str:
+  """sha256 of parameters: which model was asked."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.asarray(leaf).tobytes())
+  return digest.hexdigest()
+
+
+def plan_of(run: Run, file: str | None, **more: Any) -> dict[str, Any]:
+  """What decides an output; the input is told by its size and its date."""
+  stat = Path(file).stat() if file and Path(file).is_file() else None
+  return {
+    'version': eain_jax.__version__,
+    'model': run.settings['model'],
+    'dataset': run.dataset.fingerprint,
+    'parameters': _hash_of((run.params, run.stats)),
+    'input': file,
+    'input_stat': [stat.st_size, stat.st_mtime_ns] if stat else None,
+    'keep': FLAGS.keep,
+    **more,
+  }
