@@ -276,8 +276,9 @@ class CandidateFile:
       if len(parsed) > _MAX_PARSED:
         parsed.clear()
       try:
-        for value in set(values) - parsed.keys():
-          parsed[value] = parse(name, value)
+        for value in set(values):
+          if value not in parsed:
+            parsed[value] = parse(name, value)
       except Refused:
         return False
       made[name] = list(map(parsed.__getitem__, values))

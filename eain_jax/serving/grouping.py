@@ -12,6 +12,7 @@ import numpy as np
 # What a request costs beside its candidates, in candidates: its history.
 REQUEST_COST = 2.0
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+MAX_SIZE = 128
 
 
 def run_starts(keys: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -28,7 +29,10 @@ def choose_candidates(starts: np.ndarray, num_rows: int) -> int:
   """C for runs that begin at `starts`."""
   lengths = np.diff(starts, append=num_rows)
   cost = lambda size: (-(-lengths // size)).sum() * (size + REQUEST_COST)
-  return min(SIZES, key=cost)
+  # Logs often have as many candidates a request everywhere, as 100.
+  usual = int(np.median(lengths)) if len(lengths) else 1
+  pieces = -(-usual // MAX_SIZE)
+  return min((*SIZES, -(-usual // pieces)), key=cost)
 
 
 def cut_runs(

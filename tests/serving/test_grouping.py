@@ -30,10 +30,13 @@ def test_runs_are_cut_where_they_are_too_long():
   [
     # One each: 3 a row, where 2 would cost 4.
     ([1, 1, 1], 1),
-    # 100: 7 of 16 cost 126, 1 of 128 costs 130, 4 of 32 136.
-    ([100], 16),
-    # 3, 3: of 4 they cost 12, of 2 16, of 1 18.
-    ([3, 3], 4),
+    # The usual length fits without waste: 102, where 7 of 16 cost 126.
+    ([100], 100),
+    # 300: in three.
+    ([300], 100),
+    # 1 + 1 + 1 + 13 of 8 cost 160; of 4 168, of 16 180, of the usual 3 180.
+    ([3, 3, 3, 97], 8),
+    ([3, 3], 3),
   ],
 )
 def test_the_size_that_costs_least(lengths, size):
