@@ -1,0 +1,169 @@
+"""A trained model as a Python object: raw ids in, scores out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from eain_jax.errors import InputError
+from eain_jax.serving.candidates import Rows
+from eain_jax.serving.encoder import Encoder, power_of_two
+from eain_jax.serving.recommender import NO_ITEM, Recommender
+from eain_jax.serving.scorer import Scorer, ask_rows
+from eain_jax.training.restore import Run, open_run
+from eain_jax.training.step import make_score_step
+
+MAX_SLOTS = 4096
+
+
+class LoadedModel:
+  """A run at its best checkpoint, with the vocabularies and events of its data.
+
+  Attributes:
+    run: settings, dataset and parameters.
+    context: the columns that a request has beside user, item and timestamp.
+  """
+
+  def __init__(self, run: Run):
+    """Of an open run."""
+    self.run = run
+    self._encoder = Encoder(run.dataset)
+    self.context = tuple(self._encoder.categories)
+    step = run.score_step()
+    self._score = lambda batch: step(run.params, run.stats, batch)
+    # By size of their batches: a single row does not pay for thousands.
+    self._scorers: dict[int, Scorer] = {}
+
+  def score(
+    self,
+    users: Sequence[str],
+    items: Sequence[str],
+    timestamps: Sequence[int] | None = None,
+    context: Mapping[str, Sequence[str | None]] | None = None,
+  ) -> np.ndarray:
+    """The logit of each (user, item) at its time.
+
+    Args:
+      users: raw ids, n of them; unknown ones are scored by the unknown value.
+      items: raw ids, n of them.
+      timestamps: seconds UTC, n of them; a user's history are their events of
+        the dataset strictly before. None: just after the dataset's last event.
+      context: by column of `context` n raw values; None, also in the place of a
+        column, stands for the unknown value.
+
+    Returns:
+      float32 [n].
+
+    Raises:
+      InputError: lengths differ, a column is no context, or the model has
+        diverged.
+    """
+    rows = self._rows(users, timestamps, context)
+    if len(items) != len(users):
+      raise InputError(f'{len(users)} users, but {len(items)} items')
+    rows.item += map(str, items)
+    if not rows:
+      return np.zeros(0, np.float32)
+    slots = min(MAX_SLOTS, power_of_two(len(rows)))
+    if slots not in self._scorers:
+      self._scorers[slots] = Scorer(self._encoder, self._score, slots)
+    [(_, logits, _)] = self._scorers[slots].score([rows])
+    return logits
+
+  def recommend(
+    self,
+    users: Sequence[str],
+    k: int = 10,
+    timestamps: Sequence[int] | None = None,
+    context: Mapping[str, Sequence[str | None]] | None = None,
+    *,
+    leave_out_had: bool = True,
+  ) -> list[list[tuple[str, float]]]:
+    """The k best items of the whole catalogue for each user.
+
+    Args:
+      users: raw ids.
+      k: at most so many.
+      timestamps: as for `score`.
+      context: as for `score`.
+      leave_out_had: items that a user had before.
+
+    Returns:
+      By user (raw id, logit) of items, the best first.
+
+    Raises:
+      InputError: as `score`.
+    """
+    rows = self._rows(users, timestamps, context)
+    if not rows:
+      return []
+    run = self.run
+    recommender = Recommender(
+      self._encoder,
+      make_score_step(run.model, run.dataset.features),
+      run.params,
+      run.stats,
+      min(k, run.dataset.num_items),
+      leave_out_had,
+    )
+    [best] = recommender.rank([ask_rows(self._encoder, rows)])
+    named = run.dataset.raw_items(np.maximum(best.item, 0).reshape(-1))
+    names = np.array(named, object).reshape(best.item.shape)
+    return [
+      [
+        (name, float(logit))
+        for name, logit, item in zip(*of_user, strict=True)
+        if item != NO_ITEM
+      ]
+      for of_user in zip(names, best.logit, best.item, strict=True)
+    ]
+
+  def _rows(
+    self,
+    users: Sequence[str],
+    timestamps: Sequence[int] | None,
+    context: Mapping[str, Sequence[str | None]] | None,
+  ) -> Rows:
+    """Rows without items.
+
+    Raises:
+      InputError: lengths differ, or a column is no context.
+    """
+    last = self.run.dataset.manifest['last_timestamp'] + 1
+    times = [last] * len(users) if timestamps is None else list(timestamps)
+    unknown: list[str | None] = [None] * len(users)
+    given = dict.fromkeys(self.context, unknown)
+    for name, values in (context or {}).items():
+      if name not in given:
+        raise InputError(
+          f'{name!r} is no context of the model: '
+          f'{", ".join(self.context) or "it has none"}'
+        )
+      given[name] = list(values)
+    for name, values in {'timestamps': times, **given}.items():
+      if len(values) != len(users):
+        raise InputError(f'{len(users)} users, but {len(values)} of {name}')
+    return Rows(
+      [str(user) for user in users],
+      [],
+      [int(time) for time in times],
+      given,
+      None,
+      None,
+      {},
+    )
+
+
+def load_model(
+  work_dir: str | Path, dataset_dir: str | Path | None = None
+) -> LoadedModel:
+  """Opens a run that `experiments.train` wrote, for use.
+
+  Args:
+    work_dir: the run.
+    dataset_dir: its dataset, where that has moved.
+
+  Raises:
+    InputError: as `open_run`.
+  """
+  return LoadedModel(open_run(work_dir, dataset_dir))
