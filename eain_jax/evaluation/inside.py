@@ -17,11 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eain_jax.data.batches import Packer
+from eain_jax.data.batches import Batch, Packer
 from eain_jax.data.dataset import Dataset
 from eain_jax.data.examples import Part, hash_bits, segment_ranges
-from eain_jax.data.features import NUM_RESERVED, SECONDS_PER_DAY
+from eain_jax.data.features import (
+  NUM_RESERVED,
+  SECONDS_PER_DAY,
+  Feature,
+)
 from eain_jax.layers.embedding import embed_batch
+from eain_jax.models import Model
 from eain_jax.models.eain import EAIN
 from eain_jax.models.fields import field_names
 
@@ -55,24 +60,23 @@ class Sown:
   mask_BP: np.ndarray | None
 
 
-def make_look(
-  dataset: Dataset, model: EAIN, params: Any, stats: Any, part: Part
-) -> Callable[[np.ndarray, np.ndarray], Sown]:
-  """`look(row_B, item_B) -> Sown`: pairs of the part's rows and candidates.
+def make_sow(
+  features: Sequence[Feature], model: Model
+) -> Callable[[Any, Any, Batch], dict[str, jax.Array]]:
+  """`sow(params, stats, batch)`: what the layers make of B = R * C pairs.
 
   Args:
-    dataset: an open dataset.
-    model: the network.
-    params: of it.
-    stats: of it.
-    part: of the dataset.
+    features: of the dataset.
+    model: any; one without a layer sows nothing of it.
+
+  Returns:
+    By name float32 'logit' [B], 'attention' [N * C], 'gate' [B, F], 'mask'
+    [B, P], the mean |M| over D.
   """
 
   @jax.jit
   def sow(params, stats, batch):
-    inputs = embed_batch(
-      params['tables'], batch, dataset.features, model.compute_dtype
-    )
+    inputs = embed_batch(params['tables'], batch, features, model.compute_dtype)
     variables = {'params': params['net'], 'stats': stats}
     logit_RC, found = cast(
       tuple[jax.Array, Mapping[str, Any]],
@@ -90,6 +94,23 @@ def make_look(
       sown['mask'] = jnp.abs(mask_BPD.astype(jnp.float32)).mean(-1)
     return {name: x.astype(jnp.float32) for name, x in sown.items()}
 
+  return sow
+
+
+def make_look(
+  dataset: Dataset, model: EAIN, params: Any, stats: Any, part: Part
+) -> Callable[[np.ndarray, np.ndarray], Sown]:
+  """`look(row_B, item_B) -> Sown`: pairs of the part's rows and candidates.
+
+  Args:
+    dataset: an open dataset.
+    model: the network.
+    params: of it.
+    stats: of it.
+    part: of the dataset.
+  """
+
+  sow = make_sow(dataset.features, model)
   packer = Packer(
     dataset, part, dataset.config.history_length, _PAIRS_A_BATCH, 0, 0
   )
@@ -126,7 +147,9 @@ def _in_hash_order(rows: np.ndarray) -> np.ndarray:
   return rows[np.argsort(hash_bits(_HASH_KEY, rows), kind='stable')]
 
 
-def _matrix(mask_P: np.ndarray, num_fields: int) -> list[list[float | None]]:
+def mask_matrix(
+  mask_P: np.ndarray, num_fields: int
+) -> list[list[float | None]]:
   """[F][F], symmetric, None on the diagonal, from the pairs i < j."""
   matrix = np.zeros((num_fields, num_fields))
   matrix[np.triu_indices(num_fields, 1)] = mask_P
@@ -206,8 +229,8 @@ def shares_value(here_N: np.ndarray, there_N: np.ndarray) -> np.ndarray:
   return shares_N
 
 
-class _Names:
-  """Raw ids and attributes of the items of a few examples."""
+class ItemNames:
+  """Raw ids and attributes of a few items."""
 
   def __init__(self, dataset: Dataset, items: np.ndarray):
     items = np.unique(items)
@@ -304,7 +327,7 @@ class _Inside:
       ]
     if sown.mask_BP is not None:
       mask_P = sown.mask_BP.mean(0, dtype=np.float64)
-      found['mask'] = _matrix(mask_P, len(self.fields))
+      found['mask'] = mask_matrix(mask_P, len(self.fields))
     return found
 
   def _same(
@@ -349,7 +372,7 @@ class _Inside:
     history = self.dataset.item[event]
     best = 1 + int(sown.logit_B[1:].argmax()) if len(rows) > 1 else None
     shown = [0] if best is None else [0, best]
-    names = _Names(self.dataset, np.append(history, items[shown]))
+    names = ItemNames(self.dataset, np.append(history, items[shown]))
     days: list[float | None] = [None] * len(event)
     if self.dataset.task != 'logged':
       # There a timestamp may be any order, such as a list's number.
@@ -368,7 +391,7 @@ class _Inside:
         else sown.gate_BF[number].astype(np.float64).tolist(),
         'mask': None
         if sown.mask_BP is None
-        else _matrix(sown.mask_BP[number], len(self.fields)),
+        else mask_matrix(sown.mask_BP[number], len(self.fields)),
       }
 
     return {

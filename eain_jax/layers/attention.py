@@ -19,6 +19,9 @@ from eain_jax.layers.mlp import activate
 
 # Events further back share the last rank.
 NUM_RANKS = 64
+# Candidates that are weighed one by one: of thousands, as of a catalogue, the
+# program would take minutes to compile.
+MAX_UNROLLED = 256
 
 
 def pack_histories(
@@ -115,9 +118,14 @@ def pool_history(
   num_candidates, width = weight_NC.shape[1], history_NE.shape[1]
   weight_NC = weight_NC.astype(history_NE.dtype)
   # [N, C * E]: one axis less, or XLA transposes to and fro on a CPU.
-  weighted_NX = jnp.concatenate(
-    [weight_NC[:, c, None] * history_NE for c in range(num_candidates)], axis=1
-  )
+  if num_candidates <= MAX_UNROLLED:
+    weighted_NX = jnp.concatenate(
+      [weight_NC[:, c, None] * history_NE for c in range(num_candidates)],
+      axis=1,
+    )
+  else:
+    weighted_NCE = weight_NC[:, :, None] * history_NE[:, None, :]
+    weighted_NX = weighted_NCE.reshape(len(history_NE), -1)
   pooled_RX = _sum_of_request(weighted_NX, segment_N, num_segments)
   return pooled_RX.reshape(num_segments, num_candidates, width)
 

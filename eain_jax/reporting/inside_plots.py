@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 
 from eain_jax.reporting import plots
 from eain_jax.reporting.document import printable
+from eain_jax.serving.inspection import Inspection
 
 _MAIN, _OTHER, _PALE = '#D55E00', '#0072B2', '#b8c0cc'
 # What fits beside a panel that is half a page wide.
@@ -264,8 +265,10 @@ def examples_figure(inside: Mapping[str, Any]) -> Figure | None:
   return figure
 
 
-def _draw_gates(axes: Axes, gates: Sequence[Mapping[str, Any]]) -> None:
-  plots.style_axes(axes, 'SE gates', '', 'mean, and 10 to 90 % of requests')
+def _draw_gates(
+  axes: Axes, gates: Sequence[Mapping[str, Any]], hint: str
+) -> None:
+  plots.style_axes(axes, 'SE gates', '', hint)
   place = np.arange(len(gates))
   axes.barh(place, [one['mean'] for one in gates], color=_MAIN, height=0.62)
   axes.hlines(
@@ -337,7 +340,62 @@ def gates_figure(inside: Mapping[str, Any]) -> Figure | None:
     1, len(widths), squeeze=False, gridspec_kw={'width_ratios': widths}
   )[0]
   if has_gates:
-    _draw_gates(panels[0], average['gate'])
+    hint = 'mean, and 10 to 90 % of requests'
+    _draw_gates(panels[0], average['gate'], hint)
   if has_masks:
     _draw_masks(panels[-1], average['mask'], fields)
   return figure
+
+
+def inspection_figure(found: Inspection) -> Figure | None:
+  """One request: the weights of its history, the gates and the masks.
+
+  Args:
+    found: of `serving.inspection.inspect`.
+
+  Returns:
+    None where the model has nothing of the kind.
+  """
+  has_history = bool(found.history) and found.history[0]['weight'] is not None
+  has_masks = found.mask is not None and len(found.fields) > 1
+  widths = [1.6] * has_history + [0.8] * bool(found.gates) + [1.2] * has_masks
+  if not widths:
+    return None
+  num_rows = max(has_history * len(found.history), len(found.fields), 4)
+  figure = _figure(4.6 * sum(widths), 1.9 + 0.3 * num_rows)
+  panels = iter(
+    figure.subplots(
+      1, len(widths), squeeze=False, gridspec_kw={'width_ratios': widths}
+    )[0]
+  )
+  if has_history:
+    _draw_weights(next(panels), found)
+  if found.gates:
+    alone = [
+      {'field': name, 'mean': gate, 'low': gate, 'high': gate}
+      for name, gate in found.gates
+    ]
+    _draw_gates(next(panels), alone, '')
+  if has_masks and found.mask is not None:
+    _draw_masks(next(panels), found.mask, found.fields)
+  return figure
+
+
+def _draw_weights(axes: Axes, found: Inspection) -> None:
+  plots.style_axes(axes, 'Attention over the history', '', '')
+  labels = []
+  for event in found.history:
+    ago = _days(event['days_before'])
+    label = _item_label(event, _LABEL_CHARACTERS - len(ago) - 2)
+    labels.append(f'{label}  {ago}' if ago else label)
+  place = np.arange(len(labels))
+  axes.barh(
+    place, [e['weight'] for e in found.history], height=0.62, color=_MAIN
+  )
+  _horizontal(axes, labels, 8.5)
+  axes.set_xlabel(
+    'Weight, the newest event on top', fontsize=9.5, color=plots.TEXT
+  )
+  if found.weights_are_shares:
+    even = 1 / len(labels)
+    axes.axvline(even, color=plots.TEXT, lw=1.1, ls=(0, (4, 3)), zorder=3)

@@ -245,6 +245,15 @@ class Encoder:
     entry, request = segment_ranges(start, stop)
     return request, dataset.item[entry]
 
+  def events(self, asked: Asked) -> tuple[np.ndarray, np.ndarray]:
+    """Items and times of the histories, as the model sees them, one by one."""
+    found = self._histories(asked)
+    length = self.dataset.config.history_length
+    entry, _ = segment_ranges(
+      np.maximum(found.start, found.end - length), found.end
+    )
+    return found.events(entry)
+
   def history_lengths(self, asked: Asked) -> np.ndarray:
     """int64 [r], how many events each request's user had before."""
     found = self._histories(asked)

@@ -7,7 +7,7 @@ import numpy as np
 
 from eain_jax.errors import InputError
 from eain_jax.serving.candidates import Rows
-from eain_jax.serving.encoder import Encoder, power_of_two
+from eain_jax.serving.encoder import Asked, Encoder, power_of_two
 from eain_jax.serving.recommender import NO_ITEM, Recommender
 from eain_jax.serving.scorer import Scorer, ask_rows
 from eain_jax.training.restore import Run, open_run
@@ -21,14 +21,15 @@ class LoadedModel:
 
   Attributes:
     run: settings, dataset and parameters.
+    encoder: of its dataset.
     context: the columns that a request has beside user, item and timestamp.
   """
 
   def __init__(self, run: Run):
     """Of an open run."""
     self.run = run
-    self._encoder = Encoder(run.dataset)
-    self.context = tuple(self._encoder.categories)
+    self.encoder = Encoder(run.dataset)
+    self.context = tuple(self.encoder.categories)
     step = run.score_step()
     self._score = lambda batch: step(run.params, run.stats, batch)
     # By size of their batches: a single row does not pay for thousands.
@@ -66,9 +67,23 @@ class LoadedModel:
       return np.zeros(0, np.float32)
     slots = min(MAX_SLOTS, power_of_two(len(rows)))
     if slots not in self._scorers:
-      self._scorers[slots] = Scorer(self._encoder, self._score, slots)
+      self._scorers[slots] = Scorer(self.encoder, self._score, slots)
     [(_, logits, _)] = self._scorers[slots].score([rows])
     return logits
+
+  def ask(
+    self,
+    users: Sequence[str],
+    items: Sequence[str],
+    timestamps: Sequence[int] | None = None,
+    context: Mapping[str, Sequence[str | None]] | None = None,
+  ) -> Asked:
+    """A request a user, in the numbers of the dataset; see `score`."""
+    rows = self._rows(users, timestamps, context)
+    if len(items) != len(users):
+      raise InputError(f'{len(users)} users, but {len(items)} items')
+    rows.item += map(str, items)
+    return ask_rows(self.encoder, rows)
 
   def recommend(
     self,
@@ -99,14 +114,14 @@ class LoadedModel:
       return []
     run = self.run
     recommender = Recommender(
-      self._encoder,
+      self.encoder,
       make_score_step(run.model, run.dataset.features),
       run.params,
       run.stats,
       min(k, run.dataset.num_items),
       leave_out_had,
     )
-    [best] = recommender.rank([ask_rows(self._encoder, rows)])
+    [best] = recommender.rank([ask_rows(self.encoder, rows)])
     named = run.dataset.raw_items(np.maximum(best.item, 0).reshape(-1))
     names = np.array(named, object).reshape(best.item.shape)
     return [

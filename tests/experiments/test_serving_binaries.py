@@ -215,3 +215,36 @@ def test_what_recommend_cannot_do_is_a_sentence(
   assert message in done.stderr + done.stdout
   assert 'Traceback' not in done.stderr
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_one_user_and_one_item_are_looked_at(run_dir, tmp_path):
+  where, picture = f'--work_dir={run_dir}', tmp_path / 'look.png'
+  done = call('inspect', where, '--user=u004', f'--output={picture}')
+  assert done.returncode == 0, done.stderr
+  first, *others = done.stdout.splitlines()
+  assert 'eain: user u004, item i' in first
+  assert ', the best of all that the user had not: logit ' in first
+  for title in (
+    'History, from',
+    'SE gates',
+    'Strongest masks',
+    'Nearest items',
+  ):
+    assert any(line.startswith(title) for line in others)
+  assert picture.read_bytes().startswith(b'\x89PNG')
+  done = call(
+    'inspect', where, '--user=none', '--item=i03', '--context=device=tv'
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'item i03; the user is unknown: logit' in done.stdout
+  for flags, code, message in [
+    (('--item=none',), 1, '--item=none is not in'),
+    (('--context=colour=red',), 1, "'colour' is no context of the model"),
+    (('--output=a.jpg',), 2, 'must end in .png'),
+    (('--time=soon',), 2, '--time: the time'),
+  ]:
+    done = call('inspect', where, '--user=u004', *flags)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert 'Traceback' not in done.stderr

@@ -496,3 +496,20 @@ def test_packed_is_padded_with_its_gradients(kind):
     packed_,
     padded_,
   )
+
+
+def test_many_candidates_are_weighed_as_few_are(monkeypatch):
+  """A catalogue at once takes another way to the same sums."""
+  rng = np.random.default_rng(5)
+  history_NE = rng.standard_normal((6, 3)).astype(np.float32)
+  weight_NC = rng.standard_normal((6, 4)).astype(np.float32)
+  segment_N = jnp.array([0, 0, 1, 3, 3, 4])
+  expected = np.zeros((4, 4, 3))
+  for place, request in enumerate([0, 0, 1, 3, 3]):
+    expected[request] += weight_NC[place][:, None] * history_NE[place]
+  for most in (256, 0):
+    monkeypatch.setattr(attention, 'MAX_UNROLLED', most)
+    found = attention.pool_history(
+      jnp.array(weight_NC), jnp.array(history_NE), segment_N, 4
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-6)
