@@ -13,11 +13,12 @@ import numpy as np
 import rich
 from absl import flags
 
-from eain_jax.data.log_values import Refused, parse_columns, parse_timestamp
+from eain_jax.data.log_values import Refused, parse_columns
 from eain_jax.errors import InputError
 from eain_jax.reporting.inside_plots import inspection_figure
 from eain_jax.reporting.inspection_tables import inspection_tables
 from eain_jax.reporting.plots import save_figure
+from eain_jax.serving.candidates import seconds
 from eain_jax.serving.inspection import inspect
 from eain_jax.serving.model import LoadedModel
 from eain_jax.training.restore import open_run
@@ -54,7 +55,7 @@ def time_of(model: LoadedModel) -> int:
   if TIME.value == 'last':
     return model.run.dataset.manifest['last_timestamp'] + 1
   try:
-    return parse_timestamp('time', TIME.value)
+    return seconds('time', TIME.value)
   except Refused as error:
     raise cli.FlagError(f'--time: {error}') from error
 

@@ -15,7 +15,6 @@ from eain_jax.data.log_values import parse_columns
 from eain_jax.reporting.console import CountDisplay
 from eain_jax.serving.candidates import CandidateFile
 from eain_jax.serving.encoder import Encoder
-from eain_jax.serving.parts import output_format
 from eain_jax.serving.recommend_file import recommend_file
 from eain_jax.serving.recommender import Recommender
 from eain_jax.training.step import make_score_step
@@ -40,7 +39,7 @@ LEAVE_OUT_HAD = flags.DEFINE_bool(
   'leave_out_had', True, 'Leave out the items that the user had before.'
 )
 BATCH_SIZE = flags.DEFINE_integer(
-  'batch_size', 16_384, 'Scores that are computed at once.', lower_bound=1
+  'batch_size', 8_192, 'Scores that are computed at once.', lower_bound=1
 )
 serving_flags.define_asking(
   None, '--users; without timestamp=.. and --time all are asked for at last'
@@ -49,18 +48,23 @@ serving_flags.define_asking(
 
 def main() -> None:
   output = Path(OUTPUT.value)
-  output_format(output)
+  serving_flags.check_output(output, USERS.value)
   if not USERS.value:
     for name in ('columns', 'keep'):
       if cli.FLAGS[name].present:
         raise cli.FlagError(f'--{name} goes with --users')
   run = serving_flags.opened_run()
-  columns = serving_flags.columns_of(run.dataset)
-  del columns['item']
+  named = parse_columns(tuple(cli.FLAGS.columns))
+  if 'item' in named:
+    raise cli.FlagError('--columns names an item, but users are asked of')
+  # A context that is not named is unknown.
+  columns = {
+    name: column
+    for name, column in serving_flags.columns_of(run.dataset).items()
+    if name in named or name in ('user', 'timestamp')
+  }
   time = serving_flags.time_of(run.dataset)
-  if time is None and 'timestamp' not in parse_columns(
-    tuple(cli.FLAGS.columns)
-  ):
+  if time is None and 'timestamp' not in named:
     time = run.dataset.manifest['last_timestamp'] + 1
   file = None
   if USERS.value:
@@ -85,7 +89,6 @@ def main() -> None:
   )
   plan = serving_flags.plan_of(
     run,
-    USERS.value,
     columns=columns if file else None,
     time=time,
     k=k,

@@ -15,7 +15,6 @@ from absl import flags
 from eain_jax.reporting.console import CountDisplay
 from eain_jax.serving.candidates import CandidateFile
 from eain_jax.serving.encoder import Encoder
-from eain_jax.serving.parts import output_format
 from eain_jax.serving.score_file import score_file
 from eain_jax.serving.scorer import Scorer
 from experiments import cli, serving_flags
@@ -42,7 +41,7 @@ serving_flags.define_asking(None, '--input, with item=..')
 
 def main() -> None:
   output = Path(OUTPUT.value)
-  output_format(output)
+  serving_flags.check_output(output, INPUT.value)
   run = serving_flags.opened_run()
   columns = serving_flags.columns_of(run.dataset)
   time = serving_flags.time_of(run.dataset)
@@ -62,7 +61,6 @@ def main() -> None:
   )
   plan = serving_flags.plan_of(
     run,
-    INPUT.value,
     columns=columns,
     time=time,
     batch_size=BATCH_SIZE.value,

@@ -1,6 +1,8 @@
 """What the binaries that ask a trained model have in common."""
 
+import fnmatch
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ import eain_jax
 from eain_jax.config import PrepareConfig
 from eain_jax.data.dataset import Dataset
 from eain_jax.data.lines import ReadOptions, read_options
-from eain_jax.data.log_values import Refused, parse_columns, parse_timestamp
-from eain_jax.serving.candidates import HISTORY
+from eain_jax.data.log_values import Refused, parse_columns
+from eain_jax.serving.candidates import HISTORY, seconds
 from eain_jax.serving.lookup import source_columns
+from eain_jax.serving.parts import output_format
 from eain_jax.training.restore import Run, open_run
 from experiments import cli
 
@@ -102,7 +105,7 @@ def time_of(dataset: Dataset) -> int | None:
   if FLAGS.time == 'last':
     return dataset.manifest['last_timestamp'] + 1
   try:
-    return parse_timestamp('time', FLAGS.time)
+    return seconds('time', FLAGS.time)
   except Refused as error:
     raise cli.FlagError(f'--time: {error}') from error
 
@@ -122,16 +125,31 @@ def _hash_of(params: Any) -> str:
   return digest.hexdigest()
 
 
-def plan_of(run: Run, file: str | None, **more: Any) -> dict[str, Any]:
-  """What decides an output; the input is told by its size and its date."""
-  stat = Path(file).stat() if file and Path(file).is_file() else None
+def check_output(output: Path, source: str | None) -> None:
+  """Raises FlagError where an output would be, or become, its own input."""
+  output_format(output)
+  if output.is_dir():
+    raise cli.FlagError(f'--output={output} is a folder: name a file')
+  if not source:
+    return
+  here, there = output.resolve(), Path(source)
+  if there.exists():
+    is_within = there.resolve() in (here, *here.parents)
+  else:
+    is_within = fnmatch.fnmatch(str(here), os.path.abspath(source))
+  if is_within:
+    raise cli.FlagError(
+      f'--output={output} is, or lies in, what is read: name another place'
+    )
+
+
+def plan_of(run: Run, **more: Any) -> dict[str, Any]:
+  """What decides an output, but for the input."""
   return {
     'version': eain_jax.__version__,
     'model': run.settings['model'],
     'dataset': run.dataset.fingerprint,
     'parameters': _hash_of((run.params, run.stats)),
-    'input': file,
-    'input_stat': [stat.st_size, stat.st_mtime_ns] if stat else None,
     'keep': FLAGS.keep,
     **more,
   }

@@ -252,9 +252,20 @@ def _json_rows(
 
 
 def text_rows(
-  reader: LineReader, format_name: str, wanted: Mapping[str, str], flag: str
+  reader: LineReader,
+  format_name: str,
+  wanted: Mapping[str, str],
+  flag: str,
+  within_line: Iterable[str] | None = None,
 ) -> Iterator[tuple[int, list[Any], str | bytes]]:
   """Line number, the wanted columns' values, and text of each row.
+
+  Args:
+    reader: of the file.
+    format_name: of `text_format`.
+    wanted: our names to the source's.
+    flag: the flag that names them.
+    within_line: the source's columns that hold no line end; all of `wanted`.
 
   Raises:
     InputError: a column is not there.
@@ -269,7 +280,8 @@ def text_rows(
       require_columns(reader.path, wanted, list(known), flag)
     return
   delimiter = '\t' if format_name == 'tsv' else ','
-  rows = _csv_rows(reader, delimiter, set(wanted.values()))
+  single = set(wanted.values() if within_line is None else within_line)
+  rows = _csv_rows(reader, delimiter, single)
   _, header, _ = next(rows, (0, [], ''))
   header = [name.strip() for name in header]
   require_columns(reader.path, wanted, header, flag)

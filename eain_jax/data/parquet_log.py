@@ -31,6 +31,7 @@ from eain_jax.data.events import (
 )
 from eain_jax.data.lines import (
   JUDGED_BYTES,
+  MAX_REJECTED_KEPT,
   ReadOptions,
   check_file,
   hash_file,
@@ -204,8 +205,20 @@ class ParquetFile:
       )
 
   def reject(self, line: int, reason: str, text: bytes | str) -> None:
-    """Notes a row that is not used; it has no text."""
+    """Notes a row that is not used; it has no text.
+
+    Raises:
+      InputError: so many that this must be the wrong file.
+    """
     self.rejected.append((line, reason, ''))
+    allowed = max(self.options.max_rejected, 0.5) * self.lines
+    if len(self.rejected) > max(MAX_REJECTED_KEPT, allowed):
+      first, why, _ = self.rejected[0]
+      raise InputError(
+        f'{self.path}: {len(self.rejected)} of {self.lines} rows were '
+        f'rejected, the first, row {first}: {why}; this is not the file that '
+        'it should be'
+      )
 
   def source(self, format_name: str) -> dict[str, Any]:
     """What the manifest says of the file."""

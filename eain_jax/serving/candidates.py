@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import polars as pl
 
+from eain_jax.artifacts import hash_values
 from eain_jax.data.events import (
   MICROSECONDS_FROM,
   MILLISECONDS_FROM,
@@ -99,13 +100,14 @@ def _chunks(rows: Iterable[_RawRow], size: int) -> Iterator[list[_RawRow]]:
     yield chunk
 
 
-def _category(name: str, value: Any) -> str | None:
+def category(name: str, value: Any) -> str | None:
+  """A raw value of a context column as text; None for none."""
   if value is None or (isinstance(value, str) and not value.strip()):
     return None
   return parse_category(name, value)
 
 
-def _seconds(name: str, value: Any) -> int:
+def seconds(name: str, value: Any) -> int:
   """A time as seconds; one in milli- or microseconds is told by its size."""
   time = parse_timestamp(name, _plain_time(value))
   if abs(time) >= MICROSECONDS_FROM:
@@ -125,8 +127,10 @@ def _entries(value: Any) -> list[Any]:
   return value.split(SEPARATOR) if isinstance(value, str) else list(value)
 
 
-def _parse_history(items: Any, times: Any) -> tuple[list[str], list[int]]:
-  """The events of a history, the oldest first.
+def _parse_history(
+  items: Any, times: Any, before: int
+) -> tuple[list[str], list[int]]:
+  """The events of a history before a time, the oldest first.
 
   Raises:
     Refused: it is none, or its times are not those of its items.
@@ -136,14 +140,17 @@ def _parse_history(items: Any, times: Any) -> tuple[list[str], list[int]]:
   raw = [parse_identifier('history', item) for item in _entries(items)]
   if not isinstance(times, str | list | None):
     raise Refused(f'the history_timestamp is {times!r}, no list')
-  seconds = [_seconds('history_timestamp', time) for time in _entries(times)]
-  if len(raw) != len(seconds):
+  moments = [seconds('history_timestamp', time) for time in _entries(times)]
+  if len(raw) != len(moments):
     raise Refused(
-      f'the history has {len(raw)} items, and history_timestamp {len(seconds)}'
+      f'the history has {len(raw)} items, and history_timestamp {len(moments)}'
     )
   # Of events at one time the first stays the first.
-  order = sorted(range(len(raw)), key=seconds.__getitem__)
-  return [raw[i] for i in order], [seconds[i] for i in order]
+  order = sorted(
+    (place for place, time in enumerate(moments) if time < before),
+    key=moments.__getitem__,
+  )
+  return [raw[i] for i in order], [moments[i] for i in order]
 
 
 class CandidateFile:
@@ -191,8 +198,9 @@ class CandidateFile:
       self._format = 'parquet'
       check_columns(self._files, self._wanted, '--columns')
       for name in keep:
-        file = next((f for f in self._files if f.lines), self._files[0])
-        self.kept[name] = file.schema.get(name, pl.String())
+        types = [f.schema.get(name, pl.String()) for f in self._files]
+        known = [dtype for dtype in types if dtype != pl.Null]
+        self.kept[name] = known[0] if known else pl.Null()
       return
     self._format = text_format(path, options)
     is_json = self._format == 'json-lines'
@@ -220,6 +228,42 @@ class CandidateFile:
       check_all_rejected(self._path, self._files)
     else:
       check_rejected(self._readers[0])
+
+  def identity(self) -> str:
+    """A hash of the names, sizes and dates of the files."""
+    paths = [file.path for file in self._files] or [Path(self._path)]
+    stats = [(str(path), path.stat()) for path in paths]
+    return hash_values(
+      {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats}
+    )
+
+  def check_kept(self, format_name: str, own: Sequence[str]) -> None:
+    """Looks whether what passes through can stand in an output.
+
+    Args:
+      format_name: of the output, see `parts.FORMATS`.
+      own: names of the output's own columns.
+
+    Raises:
+      InputError: a column has a name of those, or is of a type that the format
+        cannot hold.
+    """
+    for name, dtype in self.kept.items():
+      if name in own:
+        raise InputError(
+          f'the column {name!r} of {self._path} has a name of the output, '
+          f'{", ".join(own)}: rename it, or leave it out'
+        )
+      if dtype is None:
+        continue
+      is_text = format_name in ('csv', 'tsv')
+      if (is_text and (dtype.is_nested() or dtype == pl.Duration)) or (
+        dtype == pl.Binary and format_name != 'parquet'
+      ):
+        raise InputError(
+          f'the column {name!r} of {self._path} is {dtype}, which '
+          f'{format_name} cannot hold: write .parquet, or leave it out'
+        )
 
   def sources(self) -> list[dict[str, Any]]:
     """Name, size, sha256 and rows of each file, once all were read."""
@@ -259,8 +303,8 @@ class CandidateFile:
     parsers = {
       'user': parse_identifier,
       'item': parse_identifier,
-      'timestamp': _seconds,
-      **dict.fromkeys(rows.context, _category),
+      'timestamp': seconds,
+      **dict.fromkeys(rows.context, category),
     }
     for name, parse in parsers.items():
       if name not in columns:
@@ -304,10 +348,12 @@ class CandidateFile:
       item = parse_identifier('item', by_name['item'])
     time = self._time
     if time is None:
-      time = _seconds('timestamp', by_name['timestamp'])
-    context = {name: _category(name, by_name[name]) for name in rows.context}
+      time = seconds('timestamp', by_name['timestamp'])
+    context = {name: category(name, by_name[name]) for name in rows.context}
     if rows.history is not None and rows.history_timestamp is not None:
-      items, times = _parse_history(*(by_name[name] for name in HISTORY))
+      items, times = _parse_history(
+        by_name['history'], by_name['history_timestamp'], time
+      )
       rows.history.append(items)
       rows.history_timestamp.append(times)
     rows.user.append(user)
@@ -325,16 +371,31 @@ class CandidateFile:
       reader = LineReader(self._path, self._options)
       self._readers = [reader]
       for number, values, text in text_rows(
-        reader, self._format, self._wanted, '--columns'
+        reader,
+        self._format,
+        self._wanted,
+        '--columns or --keep',
+        within_line=self._columns.values(),
       ):
         yield reader, number, values, text
       return
     columns = list(dict.fromkeys(self._wanted.values()))
-    places = [columns.index(column) for column in self._wanted.values()]
     for file in self._files:
       for first, frame in file.slices(columns):
-        for number, row in enumerate(frame.iter_rows(), first + 1):
-          yield file, number, [row[place] for place in places], ''
+        # Python's times have no nanoseconds: what passes through does not
+        # become one.
+        table = pl.DataFrame(
+          [
+            (
+              frame[column].to_physical()
+              if name.startswith(_KEPT) and frame[column].dtype.is_temporal()
+              else frame[column]
+            ).alias(name)
+            for name, column in self._wanted.items()
+          ]
+        )
+        for number, row in enumerate(table.iter_rows(), first + 1):
+          yield file, number, row, ''
 
 
 _REQUEST = ('user', 'item', 'timestamp')
@@ -355,6 +416,8 @@ def as_series(name: str, values: list[Any], dtype: pl.DataType | None):
     ]
     return pl.Series(name, texts, pl.String)
   try:
+    if dtype.is_temporal():
+      return pl.Series(name, values, pl.Int64, strict=True).cast(dtype)
     return pl.Series(name, values, dtype, strict=True)
   except (TypeError, pl.exceptions.PolarsError) as error:
     raise InputError(

@@ -52,7 +52,9 @@ class HighWater:
 
   def __call__(self, needed: int) -> int:
     if needed > self._size:
-      self._size = size_class(round(1.1 * needed) + 1, 128, 1 << 62)
+      # Two threads may ask at once.
+      grown = size_class(round(1.1 * needed) + 1, 128, 1 << 62)
+      self._size = max(self._size, grown)
     return self._size
 
 
@@ -228,22 +230,14 @@ class Encoder:
     }
 
   def had(self, asked: Asked) -> tuple[np.ndarray, np.ndarray]:
-    """Which items the users had before, whether they liked them or not.
+    """Which items the users had: all of their histories, however long.
 
     Returns:
-      int64 [n], a request, and int32 [n], an item of its user's events before
-      its time, or of the history that it came with.
+      int64 [n], a request, and int32 [n], an item of its history.
     """
-    if asked.histories is not None:
-      found = self._histories(asked)
-      entry, request = segment_ranges(found.start, found.end)
-      return request, found.events(entry)[0]
-    dataset = self.dataset
-    start, stop = self._until(
-      asked, dataset.user_start, lambda place: dataset.timestamp[place]
-    )
-    entry, request = segment_ranges(start, stop)
-    return request, dataset.item[entry]
+    found = self._histories(asked)
+    entry, request = segment_ranges(found.start, found.end)
+    return request, found.events(entry)[0]
 
   def events(self, asked: Asked) -> tuple[np.ndarray, np.ndarray]:
     """Items and times of the histories, as the model sees them, one by one."""

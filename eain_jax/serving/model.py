@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from eain_jax.data.log_values import Refused
 from eain_jax.errors import InputError
-from eain_jax.serving.candidates import Rows
+from eain_jax.serving.candidates import Rows, category
 from eain_jax.serving.encoder import Asked, Encoder, power_of_two
 from eain_jax.serving.recommender import NO_ITEM, Recommender
 from eain_jax.serving.scorer import Scorer, ask_rows
@@ -34,6 +35,7 @@ class LoadedModel:
     self._score = lambda batch: step(run.params, run.stats, batch)
     # By size of their batches: a single row does not pay for thousands.
     self._scorers: dict[int, Scorer] = {}
+    self._recommenders: dict[tuple[int, bool], Recommender] = {}
 
   def score(
     self,
@@ -113,15 +115,16 @@ class LoadedModel:
     if not rows:
       return []
     run = self.run
-    recommender = Recommender(
-      self.encoder,
-      make_score_step(run.model, run.dataset.features),
-      run.params,
-      run.stats,
-      min(k, run.dataset.num_items),
-      leave_out_had,
-    )
-    [best] = recommender.rank([ask_rows(self.encoder, rows)])
+    kind = min(k, run.dataset.num_items), leave_out_had
+    if kind not in self._recommenders:
+      self._recommenders[kind] = Recommender(
+        self.encoder,
+        make_score_step(run.model, run.dataset.features),
+        run.params,
+        run.stats,
+        *kind,
+      )
+    [best] = self._recommenders[kind].rank([ask_rows(self.encoder, rows)])
     named = run.dataset.raw_items(np.maximum(best.item, 0).reshape(-1))
     names = np.array(named, object).reshape(best.item.shape)
     return [
@@ -154,7 +157,10 @@ class LoadedModel:
           f'{name!r} is no context of the model: '
           f'{", ".join(self.context) or "it has none"}'
         )
-      given[name] = list(values)
+      try:
+        given[name] = [category(name, value) for value in values]
+      except Refused as error:
+        raise InputError(str(error)) from error
     for name, values in {'timestamps': times, **given}.items():
       if len(values) != len(users):
         raise InputError(f'{len(users)} users, but {len(values)} of {name}')

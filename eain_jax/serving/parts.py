@@ -83,7 +83,8 @@ class Parts:
           for path in paths:
             with path.open('rb') as part:
               shutil.copyfileobj(part, out, 1 << 20)
-    for path in paths:
+    # The last first: those that an interruption leaves are the first ones.
+    for path in reversed(paths):
       path.unlink()
 
   def _next(self) -> Path:

@@ -10,9 +10,11 @@ import polars as pl
 from eain_jax.data.dataset import Dataset
 from eain_jax.serving.candidates import CandidateFile, Rows
 from eain_jax.serving.encoder import Asked, Encoder
-from eain_jax.serving.parts import Parts, made_in_parts
+from eain_jax.serving.parts import Parts, made_in_parts, output_format
 from eain_jax.serving.recommender import NO_ITEM, Best, Recommender
 from eain_jax.serving.score_file import (
+  PROBABILITY,
+  SCORE,
   kept_columns,
   score_columns,
   write_beside,
@@ -110,14 +112,21 @@ def recommend_file(
   pending: list[Rows] = []
 
   def to_rank(parts: Parts) -> Iterator[Asked]:
+    is_done = True
     for rows in blocks:
       asked = ask_rows(encoder, rows)
       count(asked)
-      if parts.is_done():
+      # Not asked again: blocks are taken ahead of their parts.
+      is_done = is_done and parts.is_done()
+      if is_done:
         continue
       pending.append(rows)
       yield asked
 
+  if users is not None:
+    own = ('rank', 'recommended', SCORE, PROBABILITY)
+    users.check_kept(output_format(output), own)
+    plan = {**plan, 'input': users.identity()}
   made = {**plan, 'users_a_part': USERS_A_PART}
   with made_in_parts(output, made) as parts:
     done = 0

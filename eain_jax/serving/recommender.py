@@ -72,8 +72,8 @@ class Recommender:
     stats: Any,
     num_best: int,
     leave_out_had: bool = True,
-    num_slots: int = 16_384,
-    num_candidates: int = 2_048,
+    num_slots: int = 8_192,
+    num_candidates: int = 512,
   ):
     """By a model.
 
@@ -90,7 +90,7 @@ class Recommender:
     self._encoder, self._params, self._stats = encoder, params, stats
     self._num_best, self._leave_out_had = num_best, leave_out_had
     num_items = encoder.dataset.num_items
-    self._num_candidates = min(num_candidates, num_items)
+    self._num_candidates = min(num_candidates, num_items, num_slots)
     self._num_requests = max(1, num_slots // self._num_candidates)
     self._events, self._items = HighWater(), HighWater()
 

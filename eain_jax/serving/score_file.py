@@ -13,7 +13,7 @@ import polars as pl
 from eain_jax.artifacts import write_json, written_whole
 from eain_jax.data.columns import written_by_polars
 from eain_jax.serving.candidates import CandidateFile, Rows, as_series
-from eain_jax.serving.parts import Parts, made_in_parts
+from eain_jax.serving.parts import Parts, made_in_parts, output_format
 from eain_jax.serving.scorer import Counts, Scorer
 
 ROWS_A_PART = 1 << 16
@@ -77,8 +77,9 @@ def write_beside(
     'counts': {**counts, 'rejected': len(rejected)},
     'sources': file.sources() if file else [],
   }
+  refused = output.with_name(f'{output.name}.rejected.jsonl')
+  refused.unlink(missing_ok=True)
   if len(rejected):
-    refused = output.with_name(f'{output.name}.rejected.jsonl')
     with written_whole(refused) as beside, written_by_polars():
       rejected.write_ndjson(beside)
   write_json(output.with_name(f'{output.name}.json'), {**plan, **found})
@@ -109,6 +110,8 @@ def score_file(
       be written.
     Interrupted: told to stop; the same call goes on.
   """
+  file.check_kept(output_format(output), (SCORE, PROBABILITY))
+  plan = {**plan, 'input': file.identity()}
   with made_in_parts(output, {**plan, 'rows_a_part': ROWS_A_PART}) as parts:
     total = Counts()
     blocks = file.blocks(ROWS_A_PART)

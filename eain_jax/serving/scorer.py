@@ -199,7 +199,7 @@ def ask_rows(encoder: Encoder, rows: Rows) -> Asked:
     encoder.items.find(rows.item).reshape(len(rows), -1),
     np.array(rows.timestamp, np.int64),
     {
-      name: categories.find(rows.context[name])
+      name: categories.find(rows.context.get(name) or [None] * len(rows))
       for name, categories in encoder.categories.items()
     },
     histories,

@@ -113,6 +113,9 @@ def test_the_scores_are_those_of_the_evaluation(run_dir, candidates, tmp_path):
     (('--keep=none',), 1, "no column 'none'"),
     (('--work_dir=none',), 1, 'none'),
     (('--batch_size=0',), 2, 'batch_size'),
+    (('--output={0}/in.csv',), 2, 'in.csv is, or lies in, what is read'),
+    (('--input={0}', '--output={0}/x.csv'), 2, 'is, or lies in, what is read'),
+    (('--input={0}/*', '--output={0}/x.csv'), 2, 'lies in, what is read'),
   ],
 )
 @pytest.mark.slow
@@ -126,7 +129,7 @@ def test_what_is_wrong_is_a_sentence(
     f'--work_dir={run_dir}',
     f'--input={path}',
     f'--output={tmp_path / "out.csv"}',
-    *flags,
+    *(flag.format(tmp_path) for flag in flags),
   )
   assert done.returncode == code, done.stderr
   assert message in done.stderr + done.stdout
@@ -163,6 +166,7 @@ def test_recommendations_are_the_best_of_all_scores(run_dir, dataset, tmp_path):
     f'--users={tmp_path / "users.csv"}',
     f'--output={tmp_path / "best.parquet"}',
     '--k=7',
+    '--columns=device=device',
   )
   assert done.returncode == 0, done.stderr
   assert 'users 30, unknown_users 0' in done.stdout

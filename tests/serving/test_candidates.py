@@ -110,7 +110,7 @@ def test_a_history_in_csv_is_parted_by_bars(tmp_path):
   file = tmp_path / 'c.csv'
   file.write_text(
     'user,item,timestamp,h,t\n'
-    'u,a,99,x|y z,2020-01-02|2020-01-01\n'
+    'u,a,2021-01-01,x|y z,2020-01-02|2020-01-01\n'
     'u,a,99,,\n'
     'u,a,99,x|y,7\n'
     'u,a,99,x|,7|8\n'
@@ -194,3 +194,74 @@ def test_json_that_passes_to_a_table_becomes_text():
   assert as_series('key', [1, 2], pl.Int32()).dtype == pl.Int32
   with pytest.raises(InputError, match="column 'key' is not Int32 in all"):
     as_series('key', ['x'], pl.Int32())
+
+
+def test_what_passes_through_stays_to_the_last_digit(tmp_path):
+  times = pl.Series('t', [1_234_567_891, None], pl.Int64)
+  table = pl.DataFrame(
+    {
+      'user': ['u', 'v'],
+      'item': ['a', 'b'],
+      'timestamp': [1, 2],
+      't': times.cast(pl.Datetime('ns')),
+      'd': times.cast(pl.Duration('ns')),
+      'q': [None, None],
+    }
+  )
+  folder = tmp_path / 'in'
+  folder.mkdir()
+  table.write_parquet(folder / '0.parquet')
+  more = table.with_columns(q=pl.Series([5, 6]))
+  more.write_parquet(folder / '1.parquet')
+  columns = {name: name for name in ('user', 'item', 'timestamp')}
+  file = CandidateFile(folder, columns, ('t', 'd', 'q'), ReadOptions())
+  [rows] = file.blocks(9)
+  for name in ('t', 'd'):
+    found = as_series(name, rows.kept[name], file.kept[name])
+    assert found.dtype == table[name].dtype
+    assert found.to_list() == [*table[name], *table[name]]
+    assert found.to_physical()[0] == 1_234_567_891
+  # A file of nulls alone says nothing of the type.
+  assert as_series('q', rows.kept['q'], file.kept['q']).to_list() == [
+    None,
+    None,
+    5,
+    6,
+  ]
+  file.check_kept('parquet', ('score',))
+  with pytest.raises(InputError, match=r"'d' .* is Duration"):
+    file.check_kept('csv', ('score',))
+  with pytest.raises(InputError, match=r"'q' .* has a name of the output"):
+    file.check_kept('parquet', ('q',))
+
+
+def test_a_history_ends_before_its_row(tmp_path):
+  records = [
+    {'user': 'u', 'item': 'a', 'timestamp': 5, 'h': [*'xyz'], 't': [6, 5, 4]}
+  ]
+  columns = {
+    **{name: name for name in ('user', 'item', 'timestamp')},
+    'history': 'h',
+    'history_timestamp': 't',
+  }
+  _, [rows] = read(write(tmp_path, 'jsonl', records), columns=columns, keep=())
+  assert rows.history == [['z']]
+  assert rows.history_timestamp == [[4]]
+
+
+def test_a_text_that_passes_through_may_have_lines(tmp_path):
+  file = tmp_path / 'c.csv'
+  file.write_text('user,item,timestamp,title\nu,a,1,"two\nlines"\nv,b,2,one\n')
+  columns = {name: name for name in ('user', 'item', 'timestamp')}
+  _, [rows] = read(file, 9, columns, ('title',))
+  assert rows.kept['title'] == ['two\nlines', 'one']
+
+
+def test_files_are_told_by_size_and_date(tmp_path):
+  path = write(tmp_path, 'folder')
+  first, _ = read(path)
+  again, _ = read(path)
+  assert first.identity() == again.identity()
+  pl.DataFrame(RECORDS[:1], strict=False).write_parquet(path / '9.parquet')
+  other, _ = read(path, columns={**COLUMNS, 'device': 'on'})
+  assert other.identity() != first.identity()

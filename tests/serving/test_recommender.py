@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -96,7 +97,8 @@ def test_a_diverged_model_recommends_nothing(encoder):
 def recommend(
   encoder, output, path=None, time=TIME, report=print, score=by_ids
 ):
-  columns = {'user': 'user', 'timestamp': 'timestamp', 'device': 'device'}
+  # Without device: it is unknown.
+  columns = {'user': 'user', 'timestamp': 'timestamp'}
   file = path and CandidateFile(path, columns, ['user'], ReadOptions(), time)
   recommender = Recommender(encoder, score, {}, {}, 4, num_slots=256)
   return recommend_file(
@@ -157,6 +159,32 @@ def test_a_file_of_users_goes_on_where_it_stopped(
   assert output.read_bytes() == whole.read_bytes()
   assert json.loads((tmp_path / 'out.csv.json').read_text())['k'] == 4
   assert not (tmp_path / 'out.csv.unfinished').exists()
+
+
+def test_an_interruption_of_the_join_loses_nothing(
+  encoder, tmp_path, monkeypatch
+):
+  """Parts that are removed already are made again, each in its place."""
+  monkeypatch.setattr(module, 'USERS_A_PART', 4)
+  path, output = tmp_path / 'users.csv', tmp_path / 'out.csv'
+  path.write_text(''.join(['user\n', *(f'u{n:03}\n' for n in range(32))]))
+  recommend(encoder, output, path)
+  expected = output.read_bytes()
+  removed, unlink = [], Path.unlink
+
+  def stop(self, *args, **settings):
+    if self.name.startswith('part-'):
+      if len(removed) == 3:
+        raise Interrupted('told to stop')
+      removed.append(self.name)
+    unlink(self, *args, **settings)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Path, 'unlink', stop)
+    with pytest.raises(Interrupted):
+      recommend(encoder, output, path)
+  recommend(encoder, output, path)
+  assert output.read_bytes() == expected
 
 
 def test_with_a_history_of_their_own(dataset, encoder):

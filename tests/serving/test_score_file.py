@@ -107,10 +107,8 @@ def test_scores_in_the_order_of_the_rows(
     'rejected': 0,
   }
   assert told[-1].rows == len(rows)
-  assert json.loads((tmp_path / f'out.{to}.json').read_text()) == {
-    **PLAN,
-    **found,
-  }
+  beside = json.loads((tmp_path / f'out.{to}.json').read_text())
+  assert beside == {**PLAN, 'input': beside['input'], **found}
   assert {p.name for p in tmp_path.iterdir()} == {
     path.name,
     output.name,
@@ -209,6 +207,24 @@ def test_rejected_rows_are_beside_the_scores(encoder, rows, tmp_path):
   assert found['counts']['rows'] == len(rows) == len(read(output))
   [line] = (tmp_path / 'out.csv.rejected.jsonl').read_text().splitlines()
   assert json.loads(line)['reason'] == 'the item is empty'
+
+
+def test_an_output_that_is_its_own_input_column_is_refused(
+  encoder, rows, tmp_path
+):
+  path = tmp_path / 'in.csv'
+  rows.with_columns(score=pl.lit(7)).write_csv(path)
+  with pytest.raises(InputError, match=r"'score' .* has a name of the output"):
+    run(encoder, path, tmp_path / 'out.jsonl', keep=('score',))
+  assert [p.name for p in tmp_path.iterdir()] == ['in.csv']
+
+
+def test_no_old_list_of_rejected_rows_stays(encoder, rows, tmp_path):
+  path, output = tmp_path / 'in.csv', tmp_path / 'out.csv'
+  rows.write_csv(path)
+  (tmp_path / 'out.csv.rejected.jsonl').write_text('old')
+  run(encoder, path, output)
+  assert not (tmp_path / 'out.csv.rejected.jsonl').exists()
 
 
 def test_the_ending_of_the_name_is_the_format(tmp_path):
