@@ -1,7 +1,6 @@
 """Raw ids of a dataset's users and items, and values of its features."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -38,20 +37,20 @@ class RawIds:
     return np.where(is_known, number, -1).astype(np.int32)
 
 
-def _read_ids(file: Path, column: str) -> pl.Series:
-  return pl.read_parquet(file, columns=[column], glob=False)[column].cast(
-    pl.String
-  )
+def raw_ids(dataset: Dataset, kind: str) -> pl.Series:
+  """The raw ids of all users or items, by number; `kind`: user or item."""
+  file = dataset.path / f'{kind}s.parquet'
+  return pl.read_parquet(file, columns=[kind], glob=False)[kind].cast(pl.String)
 
 
 def users_of(dataset: Dataset) -> RawIds:
   """The users of a dataset, by their row of `user_ids`."""
-  return RawIds(_read_ids(dataset.path / 'users.parquet', 'user'))
+  return RawIds(raw_ids(dataset, 'user'))
 
 
 def items_of(dataset: Dataset) -> RawIds:
   """The items of a dataset, by their row of `item_ids`."""
-  return RawIds(_read_ids(dataset.path / 'items.parquet', 'item'))
+  return RawIds(raw_ids(dataset, 'item'))
 
 
 def _vocabulary(dataset: Dataset, feature: str) -> pl.DataFrame:

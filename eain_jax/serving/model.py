@@ -61,10 +61,7 @@ class LoadedModel:
       InputError: lengths differ, a column is no context, or the model has
         diverged.
     """
-    rows = self._rows(users, timestamps, context)
-    if len(items) != len(users):
-      raise InputError(f'{len(users)} users, but {len(items)} items')
-    rows.item += map(str, items)
+    rows = self._rows(users, timestamps, context, items)
     if not rows:
       return np.zeros(0, np.float32)
     slots = min(MAX_SLOTS, power_of_two(len(rows)))
@@ -81,10 +78,7 @@ class LoadedModel:
     context: Mapping[str, Sequence[str | None]] | None = None,
   ) -> Asked:
     """A request a user, in the numbers of the dataset; see `score`."""
-    rows = self._rows(users, timestamps, context)
-    if len(items) != len(users):
-      raise InputError(f'{len(users)} users, but {len(items)} items')
-    rows.item += map(str, items)
+    rows = self._rows(users, timestamps, context, items)
     return ask_rows(self.encoder, rows)
 
   def recommend(
@@ -141,12 +135,15 @@ class LoadedModel:
     users: Sequence[str],
     timestamps: Sequence[int] | None,
     context: Mapping[str, Sequence[str | None]] | None,
+    items: Sequence[str] | None = None,
   ) -> Rows:
-    """Rows without items.
+    """A row a user, without items where none are given.
 
     Raises:
       InputError: lengths differ, or a column is no context.
     """
+    if items is not None and len(items) != len(users):
+      raise InputError(f'{len(users)} users, but {len(items)} items')
     last = self.run.dataset.manifest['last_timestamp'] + 1
     times = [last] * len(users) if timestamps is None else list(timestamps)
     unknown: list[str | None] = [None] * len(users)
@@ -166,7 +163,7 @@ class LoadedModel:
         raise InputError(f'{len(users)} users, but {len(values)} of {name}')
     return Rows(
       [str(user) for user in users],
-      [],
+      [str(item) for item in items or ()],
       [int(time) for time in times],
       given,
       None,

@@ -10,6 +10,7 @@ import polars as pl
 from eain_jax.data.dataset import Dataset
 from eain_jax.serving.candidates import CandidateFile, Rows
 from eain_jax.serving.encoder import Asked, Encoder
+from eain_jax.serving.lookup import raw_ids
 from eain_jax.serving.parts import Parts, made_in_parts, output_format
 from eain_jax.serving.recommender import NO_ITEM, Best, Recommender
 from eain_jax.serving.score_file import (
@@ -26,9 +27,7 @@ USERS_A_PART = 256
 
 def every_user(dataset: Dataset, time: int, num_rows: int) -> Iterator[Rows]:
   """All users of a dataset at one time; what they would be on is unknown."""
-  users = pl.read_parquet(
-    dataset.path / 'users.parquet', columns=['user'], glob=False
-  )['user'].cast(pl.String)
+  users = raw_ids(dataset, 'user')
   for begin in range(0, len(users), num_rows):
     of_block = users[begin : begin + num_rows].to_list()
     # A context that is none stands for the unknown value.
@@ -90,9 +89,7 @@ def recommend_file(
     Interrupted: told to stop; the same call goes on.
   """
   dataset = encoder.dataset
-  items = pl.read_parquet(
-    dataset.path / 'items.parquet', columns=['item'], glob=False
-  )['item'].cast(pl.String)
+  items = raw_ids(dataset, 'item')
   if users is None:
     assert time is not None
     blocks = every_user(dataset, time, USERS_A_PART)
