@@ -42,7 +42,7 @@ BATCH_SIZE = flags.DEFINE_integer(
   'batch_size', 8_192, 'Scores that are computed at once.', lower_bound=1
 )
 serving_flags.define_asking(
-  None, '--users; without timestamp=.. and --time all are asked for at last'
+  '--users; without timestamp=.. and --time all are asked for at last'
 )
 
 

@@ -36,7 +36,7 @@ OUTPUT = flags.DEFINE_string(
 BATCH_SIZE = flags.DEFINE_integer(
   'batch_size', 4096, 'Candidates that are scored at once.', lower_bound=1
 )
-serving_flags.define_asking(None, '--input, with item=..')
+serving_flags.define_asking('--input, with item=..')
 
 
 def main() -> None:

@@ -32,17 +32,33 @@ FLAGS = flags.FLAGS
 flags.disclaim_key_flags()
 
 
-def define_asking(time: str | None, what: str) -> None:
-  """Defines the flags of a run and of how a file asks it.
+def define_run(time: str | None, when: str) -> None:
+  """Defines the flags of a run, and of when it is asked.
 
   Args:
     time: the default of --time.
-    what: a row of the file is.
+    when: what --time is, for its help.
   """
   flags.DEFINE_string(
     'work_dir', None, 'A run that train wrote.', required=True
   )
   flags.DEFINE_string('dataset_dir', None, 'Its dataset, where that has moved.')
+  flags.DEFINE_string(
+    'time',
+    time,
+    f'{when} seconds or an ISO 8601 date; last: the second after the '
+    "dataset's last event.",
+  )
+  cli.define_verify()
+
+
+def define_asking(what: str) -> None:
+  """Defines the flags of a run and of how a file asks it.
+
+  Args:
+    what: a row of the file is.
+  """
+  define_run(None, 'One time for all rows, in place of a column:')
   flags.DEFINE_list(
     'columns',
     [],
@@ -53,13 +69,6 @@ def define_asking(time: str | None, what: str) -> None:
     "the dataset's events.",
   )
   flags.DEFINE_list('keep', [], 'Further columns that pass through.')
-  flags.DEFINE_string(
-    'time',
-    time,
-    'One time for all rows, seconds or an ISO 8601 date, in place of a column; '
-    "last: the second after the dataset's last event.",
-  )
-  cli.define_verify()
   cli.define_config(
     PrepareConfig,
     without=sorted(cli.setting_names(PrepareConfig) - {*_READING}),
