@@ -9,6 +9,10 @@ class InputError(Exception):
   """Bad input: one sentence that names file, line and value, and what to do."""
 
 
+class InUse(InputError):
+  """Another process has the folder."""
+
+
 class Interrupted(BaseException):
   """A command was told to stop; what it is to go on from is saved.
 

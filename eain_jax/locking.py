@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from eain_jax.errors import InputError
+from eain_jax.errors import InputError, InUse
 
 LOCK_FILE = 'lock'
 
@@ -132,7 +132,8 @@ def locked_folder(folder: Path, what: str) -> Iterator[None]:
     what: the flag that names it, such as '--work_dir'.
 
   Raises:
-    InputError: a live process has it, or it cannot be written.
+    InUse: a live process has it.
+    InputError: it cannot be written.
   """
   folder = Path(folder)
   file = folder / LOCK_FILE
@@ -149,7 +150,7 @@ def locked_folder(folder: Path, what: str) -> Iterator[None]:
       os.ftruncate(handle, 0)
       os.write(handle, text.encode() + b'\n')
     except BlockingIOError as error:
-      raise InputError(
+      raise InUse(
         f'{what}={folder} is in use by {_holder(file)}: wait for it, or name '
         'another folder'
       ) from error

@@ -7,7 +7,6 @@ Flags of EAIN and of the training set what the variants are compared with. An
 ablation that was interrupted goes on when it is started again.
 """
 
-import contextlib
 import dataclasses
 from pathlib import Path
 from typing import cast
@@ -20,9 +19,8 @@ from eain_jax.data.dataset import Dataset
 from eain_jax.data.skip_above import with_skip_above
 from eain_jax.errors import InputError
 from eain_jax.evaluation.evaluator import ceiling
-from eain_jax.locking import locked_folder
 from eain_jax.reporting.ablation import build_ablation
-from eain_jax.reporting.console import TrainingDisplay, ablation_on_console
+from eain_jax.reporting.console import ablation_on_console
 from eain_jax.reporting.report import PAGE_FILE, write_ablation
 from eain_jax.training import processes
 from eain_jax.training.run_set import (
@@ -31,11 +29,10 @@ from eain_jax.training.run_set import (
   claim_plan,
   deciding,
   read_job,
-  train_job,
 )
 from eain_jax.training.setup import resolve_config
 from eain_jax.training.variants import VARIANTS, changed_configs, why_not
-from experiments import cli
+from experiments import cli, side_by_side
 
 OUTPUT_DIR = flags.DEFINE_string(
   'output_dir', None, 'Folder of the report and its runs.', required=True
@@ -58,6 +55,8 @@ SEEDS = flags.DEFINE_integer(
 cli.define_verify()
 cli.define_models()
 cli.define_config(TrainConfig, without=('seed',))
+
+MODULE = 'experiments.ablation'
 
 
 def variant_names() -> list[str]:
@@ -115,7 +114,9 @@ def ablate(output_dir: Path, names: list[str]) -> None:
     'variants': {n: {**v.model, **v.train} for n, v in variants.items()},
     'train_config': deciding(train),
   }
-  processes.together(lambda: check_plan(output_dir, plan))
+  processes.together(
+    lambda: check_plan(output_dir, plan, joins=side_by_side.JOIN.value)
+  )
   processes.together(lambda: claim_plan(output_dir, plan))
   jobs: dict[str, list[Job]] = {}
   for name in ('eain', *variants):
@@ -128,10 +129,11 @@ def ablate(output_dir: Path, names: list[str]) -> None:
       for seed in range(SEEDS.value)
     ]
   # By seed, so that an early look at the runs compares whole pairs.
-  for of_seed in zip(*jobs.values(), strict=True):
-    for job in of_seed:
-      train_job(on_disk, job, output_dir, TrainingDisplay)
-  if not processes.is_first():
+  by_seed = [
+    job for of_seed in zip(*jobs.values(), strict=True) for job in of_seed
+  ]
+  is_whole = side_by_side.train(on_disk, by_seed, output_dir, MODULE)
+  if not is_whole or not processes.is_first():
     return
   base, *others = (
     [read_job(on_disk, job, output_dir) for job in of_name]
@@ -152,11 +154,7 @@ def ablate(output_dir: Path, names: list[str]) -> None:
 
 def main() -> None:
   output_dir, names = Path(OUTPUT_DIR.value), variant_names()
-  with contextlib.ExitStack() as stack:
-    lock = lambda: stack.enter_context(
-      locked_folder(output_dir, '--output_dir')
-    )
-    processes.together(lambda: processes.is_first() and lock())
+  with side_by_side.folder_of_plan(output_dir):
     ablate(output_dir, names)
 
 

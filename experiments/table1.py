@@ -6,7 +6,6 @@ Without --dataset_dir it makes the synthetic world, whose best possible AUC is
 known. A run that was interrupted goes on when it is started again.
 """
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,9 +20,8 @@ from eain_jax.data.skip_above import with_skip_above
 from eain_jax.errors import InputError
 from eain_jax.evaluation.evaluator import ceiling
 from eain_jax.evaluation.inside import look_inside
-from eain_jax.locking import locked_folder
 from eain_jax.models.eain import EAIN
-from eain_jax.reporting.console import TrainingDisplay, table1_on_console
+from eain_jax.reporting.console import table1_on_console
 from eain_jax.reporting.report import PAGE_FILE, read_ablation, write_report
 from eain_jax.stopping import stop_signals
 from eain_jax.training import processes
@@ -33,9 +31,8 @@ from eain_jax.training.run_set import (
   check_plan,
   claim_plan,
   read_job,
-  train_job,
 )
-from experiments import cli
+from experiments import cli, side_by_side
 from experiments.flag_files import check_folder, settings_of_one
 
 OUTPUT_DIR = flags.DEFINE_string(
@@ -71,6 +68,7 @@ cli.define_models()
 cli.define_config(TrainConfig)
 
 DATASET_FOLDER = 'dataset'
+MODULE = 'experiments.table1'
 
 
 def jobs_from_flags() -> list[Job]:
@@ -119,7 +117,9 @@ def make_world(folder: Path) -> None:
 
 def open_dataset_of(output_dir: Path, plan: dict) -> Dataset:
   """The dataset of the flag, or the synthetic world, as it is trained on."""
-  processes.together(lambda: check_plan(output_dir, plan))
+  processes.together(
+    lambda: check_plan(output_dir, plan, joins=side_by_side.JOIN.value)
+  )
   choice = cli.FLAGS.skip_above
   if DATASET_DIR.value:
     on_disk = cli.open_together(DATASET_DIR.value)
@@ -127,9 +127,10 @@ def open_dataset_of(output_dir: Path, plan: dict) -> Dataset:
     processes.together(lambda: claim_plan(output_dir, plan))
     return dataset
   folder = output_dir / DATASET_FOLDER
-  processes.together(
-    lambda: claim_plan(output_dir, plan, lambda: make_world(folder))
-  )
+  if not side_by_side.JOIN.value:
+    processes.together(
+      lambda: claim_plan(output_dir, plan, lambda: make_world(folder))
+    )
   return with_skip_above(cli.open_together(str(folder)), choice)
 
 
@@ -168,8 +169,10 @@ def make_table(output_dir: Path, jobs: Sequence[Job]) -> None:
   plan = plan_of(jobs)
   dataset = open_dataset_of(output_dir, plan)
   ablation = ablation_of(dataset)
-  for job in jobs:
-    train_job(dataset, job, output_dir, TrainingDisplay)
+  # From the last row on: the deepest models take longest.
+  ordered = jobs[::-1] if side_by_side.JOIN.value else jobs
+  if not side_by_side.train(dataset, ordered, output_dir, MODULE):
+    return
   inside = inside_eain(dataset, jobs, output_dir)
   if not processes.is_first():
     return
@@ -189,11 +192,7 @@ def make_table(output_dir: Path, jobs: Sequence[Job]) -> None:
 def main() -> None:
   output_dir = Path(OUTPUT_DIR.value)
   jobs = jobs_from_flags()
-  with contextlib.ExitStack() as stack:
-    lock = lambda: stack.enter_context(
-      locked_folder(output_dir, '--output_dir')
-    )
-    processes.together(lambda: processes.is_first() and lock())
+  with side_by_side.folder_of_plan(output_dir):
     make_table(output_dir, jobs)
 
 

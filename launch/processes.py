@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 # A run that was told to stop, and has saved (EX_TEMPFAIL).
 SAVED = 75
@@ -58,7 +59,8 @@ class ProcessGroup:
 
   Where one fails, the others get SIGTERM, and SIGKILL `grace_seconds` later.
   Where all are told to stop, they have `save_seconds`. `only_first` shows
-  process 0 alone, and the last lines of one that fails.
+  process 0 alone, and the last lines of one that fails. From its making to the
+  end of `run` it takes this process' signals.
   """
 
   def __init__(
@@ -80,11 +82,13 @@ class ProcessGroup:
     self.signals, sender = socket.socketpair()
     sender.setblocking(False)
     self.selector.register(self.signals, selectors.EVENT_READ)
+    self.handlers: dict[int, Any] = {}
     for number in (signal.SIGCHLD, *FORWARDED):
       # Under nohup a hang-up stays ignored.
       if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-        signal.signal(number, lambda *_: None)
-    signal.set_wakeup_fd(sender.detach())
+        self.handlers[number] = signal.signal(number, lambda *_: None)
+    self.sender = sender
+    self.wakeup_before = signal.set_wakeup_fd(sender.fileno())
 
   def start(
     self, command: Sequence[str], environment: Mapping[str, str]
@@ -133,6 +137,10 @@ class ProcessGroup:
     # What is still in the pipes. One that left its group may hold them open.
     while len(self.selector.get_map()) > 1 and self._read(1.0):
       pass
+    signal.set_wakeup_fd(self.wakeup_before)
+    for number, handler in self.handlers.items():
+      signal.signal(number, handler)
+    self.sender.close()
     return self._outcome()
 
   def kill(self) -> None:

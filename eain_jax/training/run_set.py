@@ -4,16 +4,19 @@
     runs/NAME-seedN/    a run each; see `run_folder`
 
 A plan that is started again reads its finished runs and goes on with the
-others; the folder takes no other plan.
+others; the folder takes no other plan. Several processes may train the runs of
+one plan: each takes what none has.
 """
 
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from eain_jax.artifacts import (
@@ -24,7 +27,8 @@ from eain_jax.artifacts import (
 )
 from eain_jax.config import ModelConfig, TrainConfig
 from eain_jax.data.dataset import Dataset
-from eain_jax.errors import InputError
+from eain_jax.errors import InputError, InUse
+from eain_jax.locking import LOCK_FILE, tried
 from eain_jax.training import loop, processes
 from eain_jax.training.run_folder import (
   FREE_SETTINGS,
@@ -36,6 +40,10 @@ from eain_jax.training.run_folder import (
 from eain_jax.training.run_log import Report
 
 PLAN_FILE, RUNS_FOLDER = 'plan.json', 'runs'
+# How often a process that waits for another's runs looks for them.
+POLL_SECONDS = 2.0
+
+Display = Callable[[str, int], contextlib.AbstractContextManager[Report]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +93,16 @@ class Job:
   def folder(self, output_dir: Path) -> Path:
     return output_dir / RUNS_FOLDER / f'{self.name}-seed{self.config.seed}'
 
+  def is_finished(self, output_dir: Path) -> bool:
+    """Whether the run is whole: its manifest is what it writes last."""
+    return (self.folder(output_dir) / MANIFEST).is_file()
+
 
 def train_job(
   dataset: Dataset,
   job: Job,
   output_dir: Path,
-  display: Callable[[str, int], contextlib.AbstractContextManager[Report]],
+  display: Display,
 ) -> None:
   """Trains one run of a plan; a finished one is not repeated.
 
@@ -101,17 +113,78 @@ def train_job(
     display: makes what shows the run of a title and of so many epochs, in the
       first process.
   """
-  folder = job.folder(output_dir)
-  # Its manifest is what a run writes last.
-  is_finished = np.array((folder / MANIFEST).is_file())
-  if processes.gather(is_finished).all():
+  if processes.gather(np.array(job.is_finished(output_dir))).all():
     return
   with contextlib.ExitStack() as stack:
     report = None
     if processes.is_first():
       title = f'{job.name}, seed {job.config.seed}'
       report = stack.enter_context(display(title, job.config.epochs))
+    folder = job.folder(output_dir)
     loop.fit(dataset, job.model, job.model_config, job.config, folder, report)
+
+
+def train_jobs(
+  dataset: Dataset,
+  jobs: Sequence[Job],
+  output_dir: Path,
+  display: Display,
+) -> list[Job]:
+  """Trains, one after another, what nobody has trained and nobody trains now.
+
+  Args:
+    dataset: of the plan.
+    jobs: its runs, in the order in which they are wanted.
+    output_dir: of the plan.
+    display: as of `train_job`.
+
+  Returns:
+    What other processes train.
+  """
+  elsewhere = []
+  for job in jobs:
+    # Before all that a run sets up; it looks again when it begins.
+    with tried(job.folder(output_dir) / LOCK_FILE) as is_ours:
+      is_taken = is_ours is False
+    try:
+      if is_taken and not job.is_finished(output_dir):
+        elsewhere.append(job)
+      else:
+        train_job(dataset, job, output_dir, display)
+    except InUse:
+      elsewhere.append(job)
+  return elsewhere
+
+
+def train_all(
+  dataset: Dataset,
+  jobs: Sequence[Job],
+  output_dir: Path,
+  display: Display,
+  say: Callable[[str], None],
+) -> None:
+  """Trains what nobody has trained, and waits for what others train.
+
+  Where such a process ends early its runs go on here.
+
+  Args:
+    dataset: of the plan.
+    jobs: its runs.
+    output_dir: of the plan.
+    display: as of `train_job`.
+    say: is told, once, what is waited for.
+  """
+  if jax.process_count() > 1:
+    for job in jobs:
+      train_job(dataset, job, output_dir, display)
+    return
+  left = train_jobs(dataset, jobs, output_dir, display)
+  if left:
+    names = ', '.join(f'{job.name}, seed {job.config.seed}' for job in left)
+    say(f'waiting for what other processes train: {names}')
+  while left:
+    time.sleep(POLL_SECONDS)
+    left = train_jobs(dataset, left, output_dir, display)
 
 
 def read_job(dataset: Dataset, job: Job, output_dir: Path) -> Run:
@@ -146,15 +219,23 @@ def deciding(config: TrainConfig) -> dict[str, Any]:
   return {k: v for k, v in values.items() if k not in FREE_SETTINGS}
 
 
-def check_plan(output_dir: Path, plan: Mapping[str, Any]) -> None:
+def check_plan(
+  output_dir: Path, plan: Mapping[str, Any], *, joins: bool = False
+) -> None:
   """Raises InputError where the folder holds something but this very plan.
 
   Args:
     output_dir: of the plan; need not be there.
     plan: ready for JSON.
+    joins: it must be there.
   """
   plan_file = output_dir / PLAN_FILE
   if not plan_file.is_file():
+    if joins:
+      raise InputError(
+        f'{output_dir} holds no plan to join: start the same command without '
+        '--join first'
+      )
     refuse_existing(output_dir)
     return
   try:

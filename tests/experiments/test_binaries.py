@@ -86,6 +86,8 @@ def test_table1_twice_is_the_same_to_the_last_bit(tmp_path):
       '--models=lr,mf,eain',
       '--epochs=1',
       '--batch_size=512',
+      # By two processes, whichever takes which run.
+      f'--jobs={min(2, os.cpu_count() or 1)}',
     )
     files = {
       file.name: file.read_bytes() for file in out.iterdir() if file.is_file()

@@ -1,0 +1,151 @@
+"""Runs of one plan by several processes: shared out, waited for, stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from eain_jax.config import TrainConfig
+from eain_jax.errors import InUse
+from eain_jax.locking import locked_folder
+from eain_jax.training import run_set
+from eain_jax.training.run_set import Job, train_all, train_jobs
+
+ROOT = Path(__file__).parents[2]
+TINY = (
+  '--num_events=2000',
+  '--models=lr,mf',
+  '--seeds=2',
+  '--epochs=1',
+  '--batch_size=512',
+)
+needs_two_cores = pytest.mark.skipif(
+  (os.cpu_count() or 1) < 2, reason='--jobs=2 needs two cores'
+)
+
+
+def start(*flags):
+  return subprocess.Popen(
+    [sys.executable, '-m', 'experiments.table1', *map(str, flags)],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def end(process):
+  out, error = process.communicate(timeout=600)
+  return process.returncode, out, error
+
+
+@pytest.fixture
+def jobs(small_config):
+  return [
+    Job('lr', 'lr', small_config('lr'), TrainConfig(seed=seed))
+    for seed in range(3)
+  ]
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+  """The seeds that were trained here; a run is its manifest alone."""
+  seeds = []
+
+  def train(dataset, name, model_config, config, folder, report):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'manifest.json').write_text('{}')
+    seeds.append(config.seed)
+
+  monkeypatch.setattr(run_set.loop, 'fit', train)
+  monkeypatch.setattr(run_set, 'POLL_SECONDS', 0.01)
+  return seeds
+
+
+class Silent:
+  def __init__(self, *_):
+    pass
+
+  def __enter__(self):
+    return lambda record: None
+
+  def __exit__(self, *_):
+    pass
+
+
+def test_what_another_process_trains_is_left_to_it(jobs, trained, tmp_path):
+  with locked_folder(jobs[1].folder(tmp_path), '--work_dir'):
+    left = train_jobs(None, jobs, tmp_path, Silent)
+  assert (trained, left) == ([0, 2], [jobs[1]])
+  # Nobody has it any more, and the others are not repeated.
+  assert train_jobs(None, jobs, tmp_path, Silent) == []
+  assert trained == [0, 2, 1]
+
+
+def test_a_run_that_another_takes_first_is_left_to_it(
+  jobs, trained, tmp_path, monkeypatch
+):
+  train = run_set.loop.fit
+
+  def taken_once(*args):
+    monkeypatch.setattr(run_set.loop, 'fit', train)
+    raise InUse('somebody was faster')
+
+  monkeypatch.setattr(run_set.loop, 'fit', taken_once)
+  assert train_jobs(None, jobs, tmp_path, Silent) == [jobs[0]]
+  assert trained == [1, 2]
+
+
+def test_a_run_whose_process_ends_goes_on_here(
+  jobs, trained, tmp_path, monkeypatch
+):
+  said, lock = [], locked_folder(jobs[2].folder(tmp_path), '--work_dir')
+  lock.__enter__()
+  naps = iter([None, None, lambda: lock.__exit__(None, None, None)])
+  monkeypatch.setattr(
+    run_set.time, 'sleep', lambda _: (next(naps) or (lambda: None))()
+  )
+  train_all(None, jobs, tmp_path, Silent, said.append)
+  assert trained == [0, 1, 2]
+  assert said == ['waiting for what other processes train: lr, seed 2']
+
+
+@needs_two_cores
+@pytest.mark.slow
+def test_jobs_that_are_stopped_go_on_and_make_one_report(tmp_path):
+  out = tmp_path / 'out'
+  flags = (*TINY, f'--output_dir={out}', '--jobs=2')
+  process = start(*flags)
+  runs = out / 'runs'
+  while len(list(runs.glob('*/lock'))) < 2 and process.poll() is None:
+    time.sleep(0.1)
+  process.send_signal(signal.SIGTERM)
+  code, _, error = end(process)
+  assert code == 75, error
+  assert error.splitlines()[-1].startswith('table1: told to stop')
+  assert not (out / 'table1.json').exists()
+  # A third process may help, but needs the very same flags.
+  code, _, error = end(start(*TINY, f'--output_dir={out}', '--join', '--l2=1'))
+  assert (code, 'holds what other flags made' in error) == (1, True)
+  process = start(*flags)
+  code, _, error = end(start(*TINY, f'--output_dir={out}', '--join'))
+  assert code == 0, error
+  assert end(process)[0] == 0
+  table = json.loads((out / 'table1.json').read_text())
+  assert [len(row['auc']['values']) for row in table['rows']] == [2, 2]
+  assert not list(out.glob('**/lock'))
+
+
+def test_jobs_that_cannot_be_are_refused(tmp_path):
+  out = f'--output_dir={tmp_path / "out"}'
+  code, _, error = end(start(out, '--jobs=5000'))
+  assert (code, 'table1: --jobs=5000 is more than the' in error) == (2, True)
+  code, _, error = end(start(out, '--join'))
+  assert code == 1
+  assert 'holds no plan to join' in error
+  assert list(tmp_path.iterdir()) == []
