@@ -66,7 +66,7 @@ def rank_from_end(segment_N: jax.Array, num_segments: int) -> jax.Array:
 
   `segment_N` must be non-decreasing; what padding has means nothing.
   """
-  place_N = jnp.arange(len(segment_N), dtype=jnp.int32)
+  place_N = jnp.arange(segment_N.shape[0], dtype=jnp.int32)
   newest_R = jax.ops.segment_max(
     place_N, segment_N, num_segments, indices_are_sorted=True
   )
@@ -125,7 +125,7 @@ def pool_history(
     )
   else:
     weighted_NCE = weight_NC[:, :, None] * history_NE[:, None, :]
-    weighted_NX = weighted_NCE.reshape(len(history_NE), -1)
+    weighted_NX = weighted_NCE.reshape(history_NE.shape[0], -1)
   pooled_RX = _sum_of_request(weighted_NX, segment_N, num_segments)
   return pooled_RX.reshape(num_segments, num_candidates, width)
 
@@ -138,7 +138,7 @@ def mean_history(
   `segment_N` must be non-decreasing.
   """
   total_RE = _sum_of_request(history_NE, segment_N, num_segments)
-  ones_N1 = jnp.ones((len(segment_N), 1), history_NE.dtype)
+  ones_N1 = jnp.ones((segment_N.shape[0], 1), history_NE.dtype)
   count_R1 = _sum_of_request(ones_N1, segment_N, num_segments)
   return total_RE / jnp.maximum(count_R1, 1)
 
@@ -169,7 +169,7 @@ def pair_projection(
     [N * C, H]: the pairs of an event stand together.
   """
   num_requests, num_candidates, width = target_RCE.shape
-  num_events, hidden = len(history_NE), key_EH.shape[1]
+  num_events, hidden = history_NE.shape[0], key_EH.shape[1]
   query_RX = (target_RCE.reshape(-1, width) @ query_EH).reshape(
     num_requests, num_candidates * hidden
   )
@@ -288,7 +288,7 @@ def additive_score(
   )
   if bias_NH is not None:
     hidden_XH += jnp.repeat(bias_NH, target_RCE.shape[1], axis=0)
-  return (jnp.tanh(hidden_XH) @ v_H).reshape(len(history_NE), -1)
+  return (jnp.tanh(hidden_XH) @ v_H).reshape(history_NE.shape[0], -1)
 
 
 def activation_unit_hidden(
@@ -368,7 +368,7 @@ class ActivationUnit(nn.Module):
       hidden_XH = nn.Dense(dim, dtype=dtype, name=f'dense_{number + 1}')(
         hidden_XH
       )
-    weight_NC = hidden_XH.reshape(len(history_NE), num_candidates)
+    weight_NC = hidden_XH.reshape(history_NE.shape[0], num_candidates)
     if self.use_softmax:
       weight_NC = segment_softmax(weight_NC, segment_N, num_requests)
     self.sow('intermediates', 'attention_weight', weight_NC)

@@ -52,7 +52,7 @@ class DNN(nn.Module):
       self.axis_name,
       name='mlp',
     )(
-      fields_BFD.reshape(len(fields_BFD), -1),
+      fields_BFD.reshape(fields_BFD.shape[0], -1),
       example_rows(inputs),
       per_example(inputs.valid_R, inputs.shape_RC[1]),
       train,

@@ -71,7 +71,7 @@ class EAIN(nn.Module):
       h_u_BE = per_example(pooled_history(inputs, dim), num_candidates)
 
     fields_BFD = make_fields(inputs, h_u_BE, dim, config.use_user)
-    batch = len(fields_BFD)
+    batch = fields_BFD.shape[0]
     raw_BX = fields_BFD.reshape(batch, -1)
     if config.use_se:
       fields_BFD = SqueezeExcitation(

@@ -32,7 +32,7 @@ def without_context(inputs: EmbeddedBatch) -> EmbeddedBatch:
 def flat_history(inputs: EmbeddedBatch, dim: int) -> jax.Array:
   """[N, E]: the first `dim` columns of each event's features, concatenated."""
   history_NAD = inputs.history_NAW[..., :dim]
-  return history_NAD.reshape(len(history_NAD), -1)
+  return history_NAD.reshape(history_NAD.shape[0], -1)
 
 
 def flat_target(inputs: EmbeddedBatch, dim: int) -> jax.Array:

@@ -44,14 +44,15 @@ class HighWater:
   """A static size for batches much like each other: it only grows.
 
   It keeps some room above what was needed, so a program is compiled once or
-  twice, not for each batch.
+  twice, not for each batch. It is never 0: an exported program has no such
+  size.
   """
 
   def __init__(self):
     self._size = 0
 
   def __call__(self, needed: int) -> int:
-    if needed > self._size:
+    if needed > self._size or not self._size:
       # Two threads may ask at once.
       grown = size_class(round(1.1 * needed) + 1, 128, 1 << 62)
       self._size = max(self._size, grown)
