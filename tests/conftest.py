@@ -5,8 +5,7 @@ import os
 # Before jax starts. Eight devices share few cores here, so a collective may
 # wait long for its last device. Most programs run a few times here, so what
 # counts is how long they take to compile: with the last two EAIN's step takes
-# 3 s of a CPU instead of 20. `without_test_flags` is for what must run as users
-# run it.
+# 3 s of a CPU instead of 20. Binaries of `test_binaries` run as shipped, too.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 for _flag in (
   '--xla_force_host_platform_device_count=8',

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.local import merge_device_count
+
 ROOT = Path(__file__).parents[2]
 TINY = (
   '--items=200',
@@ -25,10 +27,11 @@ PICTURE = b'\x89PNG'
 
 
 def call(*flags):
+  one_device = merge_device_count(os.environ['XLA_FLAGS'], 1)
   return subprocess.run(
     [sys.executable, '-m', 'experiments.benchmark', *map(str, flags)],
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'},
+    env={**os.environ, 'XLA_FLAGS': one_device, 'JAX_PLATFORMS': 'cpu'},
     capture_output=True,
     text=True,
     check=False,

@@ -252,3 +252,22 @@ def test_one_user_and_one_item_are_looked_at(run_dir, tmp_path):
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+def test_an_export_that_is_whole_or_absent(run_dir, tmp_path):
+  out = tmp_path / 'export'
+  flags = (f'--work_dir={run_dir}', f'--output={out}')
+  done = call('export', *flags, '--platforms=cpu,abacus')
+  assert (done.returncode, 'cpu,abacus must name some' in done.stderr) == (
+    2,
+    True,
+  )
+  done = call('export', '--work_dir=nowhere', f'--output={out}')
+  assert done.returncode == 1
+  assert not out.exists()
+  done = call('export', *flags, '--platforms=cpu')
+  assert done.returncode == 0, done.stderr
+  assert 'it gives the logits of golden.npz' in done.stdout
+  again = call('export', *flags)
+  assert again.returncode == 1
+  assert f'--output={out} already holds something' in again.stderr

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from launch.local import merge_device_count
+
 ROOT = Path(__file__).parents[2]
 # Some 26 steps an epoch, the last one uneven.
 SETTINGS = (
@@ -57,7 +59,7 @@ def start(*command, devices=1, folder=None):
   environment = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'XLA_FLAGS': merge_device_count(os.environ['XLA_FLAGS'], devices),
   }
   process = subprocess.Popen(
     [sys.executable, '-m', *map(str, command)],

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 import pytest
 
+from launch.local import merge_device_count
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -28,7 +30,7 @@ class Binary:
       env={
         **os.environ,
         'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+        'XLA_FLAGS': merge_device_count(os.environ['XLA_FLAGS'], devices),
         **environment,
       },
       stdout=(folder / 'stdout').open('w'),
