@@ -1,10 +1,15 @@
 """Scoring and ranking as a user runs them: exact, or a sentence."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import polars as pl
 import pytest
@@ -271,3 +276,71 @@ def test_an_export_that_is_whole_or_absent(run_dir, tmp_path):
   again = call('export', *flags)
   assert again.returncode == 1
   assert f'--output={out} already holds something' in again.stderr
+
+
+@pytest.fixture
+def server(run_dir):
+  """A running server, and where it is."""
+  process = subprocess.Popen(
+    [
+      *(sys.executable, '-m', 'experiments.serve', f'--work_dir={run_dir}'),
+      *('--port=0', '--drain_seconds=1'),
+    ],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout is not None
+  line = process.stdout.readline()
+  assert line.startswith('serving eain: http://127.0.0.1:'), (
+    process.communicate()
+  )
+  yield process, line.split()[-1].removesuffix('/docs')
+  process.kill()
+
+
+@pytest.mark.slow
+def test_what_is_accepted_before_sigterm_is_answered(server):
+  process, url = server
+  body = {'requests': [{'user': 'u001', 'items': ['i01', 'i02']}] * 20}
+  answers, failures, stop = [], [], threading.Event()
+
+  def ask():
+    while not stop.is_set():
+      try:
+        # A connection each, as of clients that know nothing of each other.
+        answer = httpx.post(f'{url}/score', json=body, timeout=60)
+        answers.append(answer.status_code)
+        if answer.headers.get('connection') == 'close':
+          stop.set()
+      except httpx.HTTPError as error:
+        failures.append(error)
+
+  threads = [threading.Thread(target=ask) for _ in range(8)]
+  for thread in threads:
+    thread.start()
+  while len(answers) < 50:
+    time.sleep(0.01)
+  process.send_signal(signal.SIGTERM)
+  for thread in threads:
+    thread.join()
+  out, error = process.communicate(timeout=60)
+  assert (process.returncode, error) == (0, '')
+  assert out.strip() == 'drained: all that was accepted is answered'
+  assert failures == []
+  assert set(answers) == {200}
+  with pytest.raises(httpx.ConnectError):
+    httpx.get(f'{url}/healthz')
+
+
+def test_a_server_that_cannot_be_says_so(run_dir, tmp_path):
+  done = call('serve', f'--work_dir={run_dir}', f'--export={tmp_path}')
+  assert (done.returncode, 'one of the two' in done.stderr) == (2, True)
+  done = call('serve', f'--export={tmp_path}')
+  assert (done.returncode, 'is no exported model' in done.stderr) == (1, True)
+  with socket.create_server(('127.0.0.1', 0)) as taken:
+    port = taken.getsockname()[1]
+    done = call('serve', f'--work_dir={run_dir}', f'--port={port}')
+  assert done.returncode == 1
+  assert f'cannot listen at 127.0.0.1:{port}' in done.stderr

@@ -1,0 +1,471 @@
+"""The HTTP service: what it takes, what it answers, what it refuses."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+import anyio.to_thread
+import numpy as np
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import (
+  CONTENT_TYPE_LATEST,
+  CollectorRegistry,
+  Counter,
+  Gauge,
+  Histogram,
+  generate_latest,
+)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+import eain_jax
+from eain_jax.data.batches import Batch
+from eain_jax.serving.batcher import Batcher, Overloaded
+from eain_jax.serving.candidates import Rows, category
+from eain_jax.serving.encoder import Encoder
+from eain_jax.serving.lookup import raw_ids
+from eain_jax.serving.scorer import ask_rows
+from eain_jax.serving.shaped import ShapedScorer
+
+# Bounds of a request; what is beyond is refused before it is parsed or scored.
+MAX_BODY_BYTES = 1 << 20
+MAX_ASKED, MAX_CANDIDATES, MAX_HISTORY, MAX_K = 256, 1024, 1024, 1000
+MAX_ID, MAX_ROWS_WAITING = 4096, 65_536
+LAST_SECOND = 253_402_300_799  # of the year 9999
+
+
+def _encodable(value: str) -> str:
+  """Text as it is.
+
+  Raises:
+    ValueError: it has half of a surrogate pair.
+  """
+  value.encode()
+  return value
+
+
+def _identifier(value: str) -> str:
+  """As the readers of files have it: without blanks around it.
+
+  Raises:
+    ValueError: nothing is left.
+  """
+  if not value.strip():
+    raise ValueError('must not be blank')
+  return value.strip()
+
+
+Text = Annotated[str, Field(max_length=MAX_ID), AfterValidator(_encodable)]
+Id = Annotated[Text, Field(min_length=1), AfterValidator(_identifier)]
+Seconds = Annotated[int, Field(ge=0, le=LAST_SECOND, strict=True)]
+
+
+class _Strict(BaseModel):
+  model_config = ConfigDict(extra='forbid')
+
+
+class Event(_Strict):
+  """An item that a user had."""
+
+  item: Id
+  timestamp: Seconds
+
+
+class _AskedUser(_Strict):
+  user: Id
+  timestamp: Seconds | None = Field(
+    None, description="Seconds UTC; unset: just after the data's last event."
+  )
+  context: dict[str, Text | None] = Field(
+    {}, description='Context columns of the model; unset ones are unknown.'
+  )
+  history: list[Event] | None = Field(
+    None,
+    max_length=MAX_HISTORY,
+    description="In place of the data's events; what is not before the time "
+    'does not count.',
+  )
+
+
+class Asked(_AskedUser):
+  """A user with candidates."""
+
+  items: list[Id] = Field(min_length=1, max_length=MAX_CANDIDATES)
+
+
+class ScoreBody(_Strict):
+  """What /score takes."""
+
+  requests: list[Asked] = Field(min_length=1, max_length=MAX_ASKED)
+
+
+class Scores(BaseModel):
+  """Of each candidate, in the order of the items."""
+
+  logits: list[float]
+  probabilities: list[float]
+  unknown_user: bool
+  unknown_items: int
+
+
+class ScoreReply(BaseModel):
+  """What /score answers, in the order of the requests."""
+
+  requests: list[Scores]
+
+
+class RecommendBody(_AskedUser):
+  """What /recommend takes."""
+
+  k: int = Field(10, ge=1, le=MAX_K, strict=True)
+  leave_out_had: bool = Field(True, strict=True)
+
+
+class Recommended(BaseModel):
+  """An item of the catalogue."""
+
+  item: str
+  logit: float
+
+
+class RecommendReply(BaseModel):
+  """The best items, the best first."""
+
+  items: list[Recommended]
+  unknown_user: bool
+
+
+class Health(BaseModel):
+  """Whether requests are taken."""
+
+  status: str
+  model: str
+  version: str
+
+
+class Problem(BaseModel):
+  """Why a request was not answered."""
+
+  detail: Any
+
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+  status: {'model': Problem, 'description': what}
+  for status, what in (
+    (400, 'the body cannot be read'),
+    (413, f'the body has more than {MAX_BODY_BYTES} bytes'),
+    (422, 'the body is not what is asked for'),
+    (429, 'too many rows wait: ask again'),
+  )
+}
+
+
+@dataclasses.dataclass
+class Served:
+  """A model to be served.
+
+  Attributes:
+    name: of the model.
+    encoder: of its data.
+    score: logits [R, 1] of a batch of one candidate a row.
+    last_timestamp: of its data, seconds UTC.
+    has_events: users have histories in the data.
+  """
+
+  name: str
+  encoder: Encoder
+  score: Callable[[Batch], Any]
+  last_timestamp: int
+  has_events: bool
+
+
+class _Metrics:
+  """What /metrics tells; no label comes from a request."""
+
+  def __init__(self):
+    self.registry = CollectorRegistry()
+    make = {'registry': self.registry, 'namespace': 'eain'}
+    self.requests = Counter(
+      'http_requests', 'Requests answered.', ['path', 'status'], **make
+    )
+    self.seconds = Histogram(
+      'http_request_seconds',
+      'From the first byte to the last.',
+      ['path'],
+      **make,
+    )
+    self.batch_rows = Histogram(
+      'batch_rows',
+      'Rows that were scored together.',
+      buckets=[2**i for i in range(0, 17, 2)],
+      **make,
+    )
+    self.unknown = Counter(
+      'unknown',
+      'Users and items that the model does not know.',
+      ['what'],
+      **make,
+    )
+    self.waiting = Gauge('waiting_rows', 'Rows not scored yet.', **make)
+
+
+class Service:
+  """A model behind HTTP.
+
+  Attributes:
+    app: the ASGI application.
+    is_draining: no more requests are wanted: connections close after each
+      answer, and /healthz says so.
+  """
+
+  def __init__(self, served: Served):
+    """Compiles nothing yet; see `warm_up`."""
+    self._served = served
+    self._scorer = ShapedScorer(served.encoder, served.score)
+    self._metrics = _Metrics()
+    self._items = raw_ids(served.encoder.dataset, 'item').to_list()
+    self._batcher: Batcher | None = None
+    self.is_draining = False
+    self.app = self._make_app()
+
+  def warm_up(self) -> None:
+    """Compiles all programs."""
+    self._scorer.warm_up()
+
+  @contextlib.asynccontextmanager
+  async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+    self._batcher = Batcher(
+      self._scorer.score,
+      self._scorer.max_rows,
+      MAX_ROWS_WAITING,
+      self._metrics.batch_rows.observe,
+    )
+    self._metrics.waiting.set_function(
+      lambda: self._batcher.waiting if self._batcher else 0
+    )
+    yield
+    self._batcher.close()
+
+  def _make_app(self) -> FastAPI:
+    app = FastAPI(
+      title='eain-jax',
+      version=eain_jax.__version__,
+      description=f'Scores and recommendations of {self._served.name}.',
+      lifespan=self._lifespan,
+    )
+    app.add_exception_handler(RequestValidationError, _refuse)
+    app.add_middleware(_Guard, service=self)
+
+    @app.post('/score', responses=_PROBLEMS)
+    async def score(body: ScoreBody) -> ScoreReply:
+      """The logit of each candidate, and its sigmoid."""
+      return await self._score(body)
+
+    @app.post('/recommend', responses=_PROBLEMS)
+    async def recommend(body: RecommendBody) -> RecommendReply:
+      """The best items of the whole catalogue for one user, exactly."""
+      return await self._recommend(body)
+
+    @app.get('/healthz', responses={503: {'model': Health}})
+    async def healthz(response: Response) -> Health:
+      """Whether requests are taken: 503 while the process ends."""
+      if self.is_draining:
+        response.status_code = 503
+      status = 'draining' if self.is_draining else 'ok'
+      return Health(
+        status=status, model=self._served.name, version=eain_jax.__version__
+      )
+
+    @app.get('/metrics', response_class=Response)
+    async def metrics() -> Response:
+      """For Prometheus."""
+      text = generate_latest(self._metrics.registry)
+      return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+  def _rows(self, asked: list[_AskedUser], items: list[list[str]]) -> Rows:
+    """A row for each candidate of each request; all with histories, or none.
+
+    Raises:
+      HTTPException: a context column is unknown.
+    """
+    known = self._served.encoder.categories
+    users, flat, times = [], [], []
+    context: dict[str, list[str | None]] = {name: [] for name in known}
+    histories, before = [], []
+    for one, candidates in zip(asked, items, strict=True):
+      if unknown := one.context.keys() - known.keys():
+        raise HTTPException(
+          422,
+          f'{min(unknown)!a} is no context of the model: '
+          f'{", ".join(known) or "it has none"}',
+        )
+      timestamp = one.timestamp
+      if timestamp is None:
+        timestamp = self._served.last_timestamp + 1
+      events = sorted(
+        (e for e in one.history or [] if e.timestamp < timestamp),
+        key=lambda event: event.timestamp,
+      )
+      count = len(candidates)
+      users += [one.user] * count
+      flat += candidates
+      times += [timestamp] * count
+      for name, column in context.items():
+        value = one.context.get(name)
+        column += [value and category(name, value)] * count
+      histories += [[e.item for e in events]] * count
+      before += [[e.timestamp for e in events]] * count
+    if asked[0].history is None and self._served.has_events:
+      return Rows(users, flat, times, context, None, None, {})
+    return Rows(users, flat, times, context, histories, before, {})
+
+  async def _logits(self, rows: Rows) -> np.ndarray:
+    assert self._batcher is not None
+    try:
+      return await self._batcher.score(rows)
+    except Overloaded as error:
+      raise HTTPException(429, 'too many rows wait: ask again') from error
+
+  async def _score(self, body: ScoreBody) -> ScoreReply:
+    # Rows of one kind at a time: with histories of their own, or without.
+    kinds = [one.history is not None for one in body.requests]
+    found: list[np.ndarray] = [np.zeros(0)] * len(kinds)
+    for kind in set(kinds):
+      chosen = [n for n, own in enumerate(kinds) if own == kind]
+      asked = [body.requests[n] for n in chosen]
+      rows = self._rows([*asked], [one.items for one in asked])
+      logits = await self._logits(rows)
+      ends = np.cumsum([len(one.items) for one in asked])[:-1]
+      for n, part in zip(chosen, np.split(logits, ends), strict=True):
+        found[n] = part
+    encoder = self._served.encoder
+    users = encoder.users.find([one.user for one in body.requests])
+    replies = []
+    for one, user, logits in zip(body.requests, users, found, strict=True):
+      unknown_items = int((encoder.items.find(one.items) < 0).sum())
+      self._metrics.unknown.labels('user').inc(int(user < 0))
+      self._metrics.unknown.labels('item').inc(unknown_items)
+      exact = logits.astype(np.float64)
+      replies.append(
+        Scores(
+          logits=exact.tolist(),
+          probabilities=(0.5 * (1 + np.tanh(exact / 2))).tolist(),
+          unknown_user=bool(user < 0),
+          unknown_items=unknown_items,
+        )
+      )
+    return ScoreReply(requests=replies)
+
+  async def _recommend(self, body: RecommendBody) -> RecommendReply:
+    encoder = self._served.encoder
+    size, count = self._scorer.max_rows, len(self._items)
+    parts = []
+    # Piece by piece, so that what others ask comes in between.
+    for first in range(0, count, size):
+      rows = self._rows([body], [self._items[first : first + size]])
+      parts.append(await self._logits(rows))
+    logits = np.concatenate(parts).astype(np.float64)
+    left = np.ones(count, bool)
+    if body.leave_out_had:
+      left[await anyio.to_thread.run_sync(self._had, body)] = False
+    [user] = encoder.users.find([body.user])
+    self._metrics.unknown.labels('user').inc(int(user < 0))
+    order = np.argsort(-logits, kind='stable')
+    best = order[left[order]][: body.k]
+    return RecommendReply(
+      items=[
+        Recommended(item=self._items[n], logit=float(logits[n])) for n in best
+      ],
+      unknown_user=bool(user < 0),
+    )
+
+  def _had(self, body: RecommendBody) -> np.ndarray:
+    """Numbers of the items that the user had before."""
+    asked = ask_rows(
+      self._served.encoder, self._rows([body], [self._items[:1]])
+    )
+    _, item = self._served.encoder.had(asked)
+    return item[item >= 0]
+
+  def observe(self, path: str, status: int, seconds: float) -> None:
+    """Counts an answer."""
+    self._metrics.requests.labels(path, str(status)).inc()
+    self._metrics.seconds.labels(path).observe(seconds)
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+  """What is wrong with a body, without its values: they may be anything."""
+  assert isinstance(error, RequestValidationError)
+  details = [
+    {'loc': [*map(str, each['loc'])], 'msg': each['msg'], 'type': each['type']}
+    for each in error.errors()[:20]
+  ]
+  return _json_response(422, details)
+
+
+def _json_response(status: int, detail: Any) -> Response:
+  # In ASCII: half of a surrogate pair has no UTF-8.
+  text = json.dumps({'detail': detail})
+  return Response(text, status, media_type='application/json')
+
+
+class _Guard:
+  """Reads a body up to its bound, counts answers, and closes while draining.
+
+  An ASGI middleware.
+  """
+
+  def __init__(self, app: Any, service: Service):
+    self._app, self._service = app, service
+
+  async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    if scope['type'] != 'http':
+      await self._app(scope, receive, send)
+      return
+    begin, status = time.perf_counter(), 0
+
+    async def answer(message: Any) -> None:
+      nonlocal status
+      if message['type'] == 'http.response.start':
+        status = message['status']
+        if self._service.is_draining or status == 413:
+          headers = [*message.get('headers', ()), (b'connection', b'close')]
+          message = {**message, 'headers': headers}
+      await send(message)
+
+    body = await _body(scope, receive)
+    if body is None:
+      problem = _json_response(
+        413, f'the body has more than {MAX_BODY_BYTES} bytes'
+      )
+      await problem(scope, receive, answer)
+    else:
+      chunks = iter([{'type': 'http.request', 'body': body}])
+
+      async def replay() -> Any:
+        return next(chunks, None) or await receive()
+
+      await self._app(scope, replay, answer)
+    route = scope.get('route')
+    path = getattr(route, 'path', 'other')
+    self._service.observe(path, status, time.perf_counter() - begin)
+
+
+async def _body(scope: Any, receive: Any) -> bytes | None:
+  """The whole body; None where it is longer than may be."""
+  for name, value in scope['headers']:
+    if name == b'content-length' and int(value) > MAX_BODY_BYTES:
+      return None
+  body = bytearray()
+  while True:
+    message = await receive()
+    body += message.get('body', b'')
+    if len(body) > MAX_BODY_BYTES:
+      return None
+    if not message.get('more_body', False):
+      return bytes(body)

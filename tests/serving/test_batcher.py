@@ -1,0 +1,105 @@
+"""What waits is scored together, in order, each answer to whom it belongs."""
+
+import asyncio
+import threading
+
+import numpy as np
+
+from eain_jax.serving.batcher import Batcher, Overloaded
+from eain_jax.serving.candidates import Rows
+
+
+def rows(*numbers, history=None):
+  given = None if history is None else [[history]] * len(numbers)
+  times = None if history is None else [[1]] * len(numbers)
+  users = [str(n) for n in numbers]
+  return Rows(users, users, [0] * len(users), {'c': users}, given, times, {})
+
+
+class Model:
+  """Scores a row by its user's number; its first batch waits for `go`."""
+
+  def __init__(self):
+    self.batches, self.go = [], threading.Event()
+
+  def __call__(self, rows):
+    self.batches.append(rows)
+    self.go.wait()
+    return np.array([float(user) for user in rows.user], np.float32)
+
+
+def run(model, *asked, max_rows=4, max_waiting=100):
+  """The answers to all that is asked while the first is scored."""
+
+  async def all_at_once():
+    batcher = Batcher(model, max_rows, max_waiting)
+    tasks = []
+    for one in asked:
+      tasks.append(asyncio.create_task(batcher.score(one)))
+      await asyncio.sleep(0.01)
+    model.go.set()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert batcher.waiting == 0
+    batcher.close()
+    return found
+
+  return asyncio.run(all_at_once())
+
+
+def test_what_comes_meanwhile_is_one_batch():
+  model = Model()
+  found = run(model, rows(1), rows(2, 3), rows(4), rows(5, 6))
+  assert [list(f) for f in found] == [[1], [2, 3], [4], [5, 6]]
+  assert [batch.user for batch in model.batches] == [
+    ['1'],
+    ['2', '3', '4'],
+    ['5', '6'],
+  ]
+  assert model.batches[1].context == {'c': ['2', '3', '4']}
+
+
+def test_histories_of_their_own_stand_apart():
+  model = Model()
+  found = run(model, rows(1), rows(2), rows(3, history='h'), rows(4))
+  assert [list(f) for f in found] == [[1], [2], [3], [4]]
+  assert [batch.user for batch in model.batches] == [['1'], ['2'], ['3'], ['4']]
+  assert [batch.history for batch in model.batches][2] == [['h']]
+
+
+def test_too_much_is_refused_and_the_rest_is_answered():
+  found = run(Model(), rows(1, 2), rows(3, 4), rows(5), max_waiting=4)
+  assert list(found[0]) == [1, 2]
+  assert list(found[1]) == [3, 4]
+  assert isinstance(found[2], Overloaded)
+
+
+def test_one_larger_than_all_bounds_is_scored_alone():
+  [found] = run(Model(), rows(*range(9)), max_rows=2, max_waiting=3)
+  assert list(found) == list(range(9))
+
+
+def test_an_error_reaches_those_of_its_batch_alone():
+  model = Model()
+  found = run(model, rows(1), rows('x'), rows(3), max_rows=1)
+  assert list(found[0]) == [1]
+  assert isinstance(found[1], ValueError)
+  assert list(found[2]) == [3]
+
+
+def test_whoever_went_away_holds_nobody_up():
+  model = Model()
+
+  async def one_goes():
+    batcher = Batcher(model, 4, 100)
+    gone = asyncio.create_task(batcher.score(rows(1)))
+    stays = asyncio.create_task(batcher.score(rows(2)))
+    await asyncio.sleep(0.01)
+    gone.cancel()
+    await asyncio.sleep(0.01)
+    model.go.set()
+    found = await stays
+    batcher.close()
+    return found, batcher.waiting
+
+  found, waiting = asyncio.run(one_goes())
+  assert (list(found), waiting) == ([2], 0)

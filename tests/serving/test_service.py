@@ -1,0 +1,282 @@
+"""The HTTP service: answers against the model, and what it refuses."""
+
+import json
+import random
+
+import hypothesis
+import numpy as np
+import pytest
+import schemathesis
+from fastapi.testclient import TestClient
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+  content_type_conformance,
+  negative_data_rejection,
+  response_schema_conformance,
+  status_code_conformance,
+)
+
+import eain_jax
+from eain_jax.config import DinConfig, TrainConfig
+from eain_jax.serving.export import export_run, flat_batch
+from eain_jax.serving.exported import open_export
+from eain_jax.serving.service import MAX_BODY_BYTES, Served, Service
+from eain_jax.training import loop
+
+
+@pytest.fixture(scope='module')
+def model(dataset, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('served') / 'run'
+  config = DinConfig(embedding_dim=4, mlp=(8,), attention=(6,))
+  train = TrainConfig(epochs=1, batch_size=512)
+  loop.fit(dataset, 'din', config, train, folder)
+  return eain_jax.load_model(folder)
+
+
+@pytest.fixture(scope='module')
+def service(model):
+  run = model.run
+  step = run.score_step()
+  return Service(
+    Served(
+      'din',
+      model.encoder,
+      lambda batch: step(run.params, run.stats, batch),
+      run.dataset.manifest['last_timestamp'],
+      has_events=True,
+    )
+  )
+
+
+@pytest.fixture(scope='module')
+def client(service):
+  with TestClient(service.app, raise_server_exceptions=False) as client:
+    yield client
+
+
+@pytest.fixture(scope='module')
+def of_export(model, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('served') / 'export'
+  export_run(model.run, folder)
+  exported = open_export(folder)
+  service = Service(
+    Served(
+      'din',
+      exported.encoder,
+      lambda batch: exported.score_batch(flat_batch(batch)),
+      exported.facts['dataset']['last_timestamp'],
+      has_events=False,
+    )
+  )
+  with TestClient(service.app, raise_server_exceptions=False) as client:
+    yield client
+
+
+def ask(client, requests):
+  answer = client.post('/score', json={'requests': requests})
+  assert answer.status_code == 200, answer.text
+  return answer.json()['requests']
+
+
+@pytest.mark.parametrize('size', [1, 7, 1024])
+def test_scores_are_those_of_the_model(client, model, dataset, size):
+  rng = np.random.default_rng(size)
+  users = [f'u{n:03}' for n in rng.integers(0, 220, size)]
+  items = [f'i{n:02}' for n in rng.integers(0, 90, size)]
+  times = rng.integers(1_400_000_000, 1_402_000_000, size).tolist()
+  device = [['phone', None][n % 2] for n in range(size)]
+  expected = model.score(users, items, times, {'device': device})
+  requests = [
+    {'user': u, 'items': [i], 'timestamp': t, 'context': {'device': d}}
+    for u, i, t, d in zip(users, items, times, device, strict=True)
+  ]
+  found = [
+    reply['logits'][0]
+    for first in range(0, size, 256)
+    for reply in ask(client, requests[first : first + 256])
+  ]
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  unknown = [r['unknown_user'] for r in ask(client, requests[:256])]
+  assert unknown == [u >= 'u200' for u in users[:256]]
+
+
+def test_candidates_share_a_request_and_have_probabilities(client, model):
+  items = [f'i{n:02}' for n in range(80)] + ['nothing']
+  [reply] = ask(client, [{'user': 'u007', 'items': items}])
+  expected = model.score(['u007'] * 81, items)
+  np.testing.assert_allclose(reply['logits'], expected, atol=1e-6)
+  np.testing.assert_allclose(
+    reply['probabilities'], 1 / (1 + np.exp(-expected.astype(float))), atol=1e-6
+  )
+  assert (reply['unknown_user'], reply['unknown_items']) == (False, 1)
+
+
+def test_an_export_is_served_with_the_same_scores(client, of_export):
+  history = [
+    {'item': f'i{n:02}', 'timestamp': 1_300_000_000 + n} for n in range(9)
+  ]
+  late = {'item': 'i40', 'timestamp': 1_400_000_000}
+  requests = [
+    {
+      'user': f'u{n:03}',
+      'items': ['i03', 'i77'],
+      'timestamp': 1_400_000_000,
+      # In any order, and what is not before the time does not count.
+      'history': [late, *history[:n][::-1]],
+    }
+    for n in range(9)
+  ]
+  live, exported = ask(client, requests), ask(of_export, requests)
+  for one, other in zip(live, exported, strict=True):
+    np.testing.assert_allclose(one['logits'], other['logits'], atol=1e-6)
+  without = [{**r, 'history': r['history'][1:]} for r in requests]
+  for one, other in zip(live, ask(client, without), strict=True):
+    np.testing.assert_allclose(one['logits'], other['logits'], atol=1e-6)
+  assert live[3]['logits'] != live[4]['logits']
+
+
+def test_requests_with_and_without_histories_keep_their_places(client, model):
+  given = {'user': 'u001', 'items': ['i05'], 'history': []}
+  plain = {'user': 'u001', 'items': ['i05', 'i06']}
+  both = ask(client, [plain, given, plain])
+  expected = model.score(['u001', 'u001'], ['i05', 'i06'])
+  assert [len(reply['logits']) for reply in both] == [2, 1, 2]
+  for place in (0, 2):
+    np.testing.assert_allclose(both[place]['logits'], expected, atol=1e-6)
+  assert abs(both[1]['logits'][0] - expected[0]) > 1e-6
+
+
+@pytest.mark.parametrize('leave_out', [True, False])
+def test_recommendations_are_the_models(client, model, leave_out):
+  body = {'user': 'u003', 'k': 80, 'leave_out_had': leave_out}
+  answer = client.post('/recommend', json=body)
+  assert answer.status_code == 200
+  [expected] = model.recommend(['u003'], 80, leave_out_had=leave_out)
+  found = answer.json()['items']
+  assert [one['item'] for one in found] == [item for item, _ in expected]
+  np.testing.assert_allclose(
+    [one['logit'] for one in found], [x for _, x in expected], atol=1e-6
+  )
+
+
+def test_health_and_metrics(service, client):
+  answer = client.get('/healthz')
+  assert (answer.status_code, answer.json()['status']) == (200, 'ok')
+  client.get('/nowhere/at/all')
+  text = client.get('/metrics').text
+  assert 'eain_http_requests_total{path="/healthz",status="200"}' in text
+  assert 'nowhere' not in text
+  service.is_draining = True
+  try:
+    answer = client.get('/healthz')
+    assert (answer.status_code, answer.json()['status']) == (503, 'draining')
+    assert answer.headers['connection'] == 'close'
+    ask(client, [{'user': 'u', 'items': ['i']}])
+  finally:
+    service.is_draining = False
+
+
+REFUSED = {
+  'empty': b'',
+  'no JSON': b'{"requests": ',
+  'no UTF-8': b'\xff\xfe{}',
+  'a list': b'[]',
+  'deep': b'[' * 100_000,
+  'a number too long': b'{"requests": ' + b'9' * 10_000 + b'}',
+  'no requests': b'{"requests": []}',
+  'NaN': b'{"requests": [{"user": "u", "items": ["i"], "timestamp": NaN}]}',
+  'infinite': b'{"requests": [{"user": 1e999, "items": ["i"]}]}',
+  'half a pair': b'{"requests": [{"user": "\\ud800", "items": ["i"]}]}',
+  'half a pair as a key': b'{"\\ud800": 1}',
+  'a blank user': b'{"requests": [{"user": " ", "items": ["i"]}]}',
+  'no items': b'{"requests": [{"user": "u", "items": []}]}',
+  'time as text': b'{"requests":[{"user":"u","items":["i"],"timestamp":"1"}]}',
+  'time beyond': b'{"requests":[{"user":"u","items":["i"],"timestamp":1e15}]}',
+  'an unknown key': b'{"requests": [{"user": "u", "items": ["i"], "a": 1}]}',
+  'no such context': b'{"requests":[{"user":"u","items":["i"],'
+  b'"context":{"\\ud800":"b"}}]}',
+  'half a pair as a value': b'{"requests":[{"user":"u","items":["i"],'
+  b'"context":{"device":"\\ud800"}}]}',
+  'a history without times': b'{"requests":[{"user":"u","items":["i"],'
+  b'"history":[{"item":"i"}]}]}',
+  'too many items': json.dumps(
+    {'requests': [{'user': 'u', 'items': ['i'] * 1025}]}
+  ).encode(),
+  'too many requests': json.dumps(
+    {'requests': [{'user': 'u', 'items': ['i']}] * 257}
+  ).encode(),
+  'too long an id': json.dumps(
+    {'requests': [{'user': 'u' * 4097, 'items': ['i']}]}
+  ).encode(),
+}
+
+
+@pytest.mark.parametrize('name', list(REFUSED))
+def test_what_cannot_be_is_refused(client, name):
+  headers = {'content-type': 'application/json'}
+  answer = client.post('/score', content=REFUSED[name], headers=headers)
+  assert answer.status_code in (400, 422), answer.text
+  assert answer.json()['detail']
+  assert len(answer.content) < 10_000
+
+
+@pytest.mark.parametrize('is_chunked', [False, True])
+def test_a_body_beyond_the_bound_is_refused(client, is_chunked):
+  body = b' ' * (MAX_BODY_BYTES + 1)
+  chunks = iter([body[:70_000], body[70_000:]])
+  answer = client.post('/score', content=chunks if is_chunked else body)
+  assert answer.status_code == 413
+  assert answer.headers['connection'] == 'close'
+
+
+def test_a_valid_request_beside_a_thousand_broken_ones(client):
+  valid = {'user': 'u005', 'items': ['i01', 'i02']}
+  [before] = ask(client, [valid])
+  rng = random.Random(5)
+  whole = json.dumps({'requests': [{**valid, 'context': {'device': 'phone'}}]})
+  headers = {'content-type': 'application/json'}
+  codes = set()
+  for _ in range(1000):
+    body = bytearray(whole.encode())
+    for _ in range(rng.randint(1, 6)):
+      place = rng.randrange(len(body))
+      body[place : place + rng.randint(0, 2)] = rng.randbytes(rng.randint(0, 3))
+    path = rng.choice(['/score', '/recommend'])
+    answer = client.post(path, content=bytes(body), headers=headers)
+    codes.add(answer.status_code)
+  assert codes <= {200, 400, 422}
+  assert {400, 422} <= codes
+  assert ask(client, [valid]) == [before]
+
+
+@pytest.mark.parametrize('mode', list(GenerationMode))
+def test_the_service_is_as_its_openapi_says(service, mode):
+  schema = schemathesis.openapi.from_asgi('/openapi.json', service.app)
+  checks = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+  ]
+  paths = []
+  for found in schema.get_all_operations():
+    operation = found.ok()
+    paths.append(operation.path)
+    if mode is GenerationMode.NEGATIVE and operation.method == 'get':
+      continue  # They take nothing that could be wrong.
+
+    @hypothesis.settings(
+      max_examples=100,
+      deadline=None,
+      database=None,
+      derandomize=True,
+      suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+    def conforms(case):
+      case.call_and_validate(checks=checks)
+
+    conforms()
+  assert {'/score', '/recommend', '/healthz', '/metrics'} <= set(paths)
