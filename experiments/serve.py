@@ -8,13 +8,9 @@ POST /score and /recommend; GET /healthz, /metrics (Prometheus), /docs
 with 0.
 """
 
-import asyncio
-import contextlib
-import signal
 import socket
-from collections.abc import Iterator
+from typing import Any
 
-import uvicorn
 from absl import flags
 
 from eain_jax.errors import InputError
@@ -22,8 +18,6 @@ from eain_jax.reporting.console import console
 from eain_jax.serving.encoder import Encoder
 from eain_jax.serving.export import flat_batch
 from eain_jax.serving.exported import open_export
-from eain_jax.serving.service import Served, Service
-from eain_jax.stopping import SIGNALS, stop_signals
 from eain_jax.training.restore import open_run
 from experiments import cli
 
@@ -58,59 +52,28 @@ ANSWER_SECONDS = flags.DEFINE_integer(
 cli.define_verify()
 
 
-class Server(uvicorn.Server):
-  """Drains before it shuts down, and leaves the process to its caller."""
-
-  def __init__(self, config: uvicorn.Config, service: Service):
-    super().__init__(config)
-    self._service = service
-
-  @contextlib.contextmanager
-  def capture_signals(self) -> Iterator[None]:
-    """In place of uvicorn's, which ends at once and raises them again."""
-    before = {number: signal.signal(number, self._drain) for number in SIGNALS}
-    try:
-      yield
-    finally:
-      for number, handler in before.items():
-        signal.signal(number, handler)
-
-  def _drain(self, *_) -> None:
-    if self._service.is_draining:
-      self.should_exit = True
-      return
-    self._service.is_draining = True
-    loop = asyncio.get_event_loop()
-    loop.call_soon_threadsafe(
-      lambda: loop.call_later(DRAIN_SECONDS.value, self._exit)
-    )
-
-  def _exit(self) -> None:
-    self.should_exit = True
-
-
-def served() -> Served:
-  """The model of the flags."""
+def served() -> dict[str, Any]:
+  """What is to be served, as the fields of `service.Served`."""
   if (WORK_DIR.value is None) == (EXPORT.value is None):
     raise cli.FlagError('name --work_dir or --export, one of the two')
   if EXPORT.value is not None:
     model = open_export(EXPORT.value)
-    return Served(
-      model.facts['model'],
-      model.encoder,
-      lambda batch: model.score_batch(flat_batch(batch)),
-      model.facts['dataset']['last_timestamp'],
-      has_events=False,
-    )
+    return {
+      'name': model.facts['model'],
+      'encoder': model.encoder,
+      'score': lambda batch: model.score_batch(flat_batch(batch)),
+      'last_timestamp': model.facts['dataset']['last_timestamp'],
+      'has_events': False,
+    }
   run = open_run(WORK_DIR.value or '', DATASET_DIR.value, cli.FLAGS.verify)
   step = run.score_step()
-  return Served(
-    run.settings['model'],
-    Encoder(run.dataset),
-    lambda batch: step(run.params, run.stats, batch),
-    run.dataset.manifest['last_timestamp'],
-    has_events=True,
-  )
+  return {
+    'name': run.settings['model'],
+    'encoder': Encoder(run.dataset),
+    'score': lambda batch: step(run.params, run.stats, batch),
+    'last_timestamp': run.dataset.manifest['last_timestamp'],
+    'has_events': True,
+  }
 
 
 def listener() -> socket.socket:
@@ -128,24 +91,22 @@ def listener() -> socket.socket:
 
 
 def main() -> None:
-  model = served()
-  with listener() as own, stop_signals() as stop, stop.may_end():
+  # Here, for the rest of the project does without a server.
+  try:
+    from eain_jax.serving.draining import serve
+    from eain_jax.serving.service import Served, Service
+  except ModuleNotFoundError as error:
+    raise InputError(
+      f"needs {error.name}: pip install -e '.[serve]'"
+    ) from error
+  model = Served(**served())
+  with listener() as own:
     service = Service(model)
     with console.status('compiling'):
       service.warm_up()
-    config = uvicorn.Config(
-      service.app,
-      log_level='warning',
-      access_log=False,
-      timeout_graceful_shutdown=ANSWER_SECONDS.value,
-      lifespan='on',
-      h11_max_incomplete_event_size=1 << 16,
-    )
     host, port = own.getsockname()[:2]
     print(f'serving {model.name}: http://{host}:{port}/docs', flush=True)
-    # The server hears of signals by itself.
-    stop.can_end = False
-    asyncio.run(Server(config, service).serve([own]))
+    serve(service, own, DRAIN_SECONDS.value, ANSWER_SECONDS.value)
   print('drained: all that was accepted is answered')
 
 
