@@ -18,10 +18,11 @@ from eain_jax.data.dataset import Dataset
 from eain_jax.errors import InputError, Interrupted
 from eain_jax.locking import locked_folder
 from eain_jax.reporting.console import TrainingDisplay, console
+from eain_jax.stopping import SIGNALS
 from eain_jax.training import processes
 from eain_jax.training.run_set import Job, train_all, train_jobs
 from experiments import cli
-from launch.processes import SAVED, ProcessGroup
+from launch.processes import SAVED, ProcessGroup, die_with_parent
 
 JOBS = flags.DEFINE_integer(
   'jobs',
@@ -36,6 +37,8 @@ JOIN = flags.DEFINE_bool(
   'Help a process that was started with the same flags and folder, here or on '
   'another machine: train runs that no other trains, and write no report.',
 )
+# Names the process that helpers end with.
+PARENT = 'EAIN_JOBS_OF'
 # From SIGTERM to SIGKILL, when one process fails and when all are to save.
 GRACE_SECONDS, SAVE_SECONDS = 10.0, 120.0
 
@@ -51,7 +54,11 @@ def check_jobs() -> None:
   """Raises FlagError or InputError where --jobs asks for what cannot be."""
   if JOBS.value == 1 and not JOIN.value:
     return
-  if int(os.environ.get('JAX_NUM_PROCESSES') or 1) > 1:
+  if JOIN.value and JOBS.value > 1:
+    raise cli.FlagError('--join takes no --jobs: start it as often as you like')
+  if PARENT in os.environ:
+    die_with_parent(int(os.environ[PARENT]))
+  if jax.process_count() > 1:
     raise InputError(
       '--jobs and --join are for runs of one process each: start it without a '
       'launcher'
@@ -93,20 +100,24 @@ def _start_helpers(module: str) -> None:
   count, cores = JOBS.value, _cores()
   group = ProcessGroup(GRACE_SECONDS, SAVE_SECONDS)
   command = [sys.executable, '-m', module, *sys.argv[1:], '--jobs=1', '--join']
+  environment = {**os.environ, PARENT: str(os.getpid())}
   try:
     for rank in range(count):
       if cores:
         # What is started inherits it; XLA makes a thread a core it may use.
         os.sched_setaffinity(0, cores[rank::count])
-      group.start(command, os.environ)
+      group.start(command, environment, forks=False)
+  except OSError as error:
+    group.close()
+    raise InputError(f'cannot start {command[0]}: {error.strerror}') from error
   finally:
     if cores:
       os.sched_setaffinity(0, cores)
   code, reason = group.run()
-  if code == SAVED or group.received:
-    raise Interrupted('told to stop')
-  if code:
+  if code not in (0, SAVED):
     raise InputError(reason)
+  if code == SAVED or {*SIGNALS} & {*group.received}:
+    raise Interrupted('told to stop')
 
 
 def train(

@@ -127,7 +127,10 @@ def open_dataset_of(output_dir: Path, plan: dict) -> Dataset:
     processes.together(lambda: claim_plan(output_dir, plan))
     return dataset
   folder = output_dir / DATASET_FOLDER
-  if not side_by_side.JOIN.value:
+  if side_by_side.JOIN.value:
+    if not folder.is_dir():
+      raise InputError(f'{folder} is still being made: join again in a while')
+  else:
     processes.together(
       lambda: claim_plan(output_dir, plan, lambda: make_world(folder))
     )

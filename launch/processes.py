@@ -34,6 +34,15 @@ PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
 
 
+def die_with_parent(parent: int) -> None:
+  """Has this process killed when its parent is; on Linux."""
+  if _LIBC is not None:
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+  # It may have died before the call.
+  if os.getppid() != parent:
+    os._exit(1)
+
+
 @dataclasses.dataclass
 class Process:
   """One of the processes; `status` as in Popen.returncode."""
@@ -91,24 +100,26 @@ class ProcessGroup:
     self.wakeup_before = signal.set_wakeup_fd(sender.fileno())
 
   def start(
-    self, command: Sequence[str], environment: Mapping[str, str]
+    self,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    forks: bool = True,
   ) -> None:
     """Starts one more process.
 
     In a session of its own, so that a terminal's Ctrl-C reaches it once.
 
+    Args:
+      command: any program; it dies with this process.
+      environment: its own.
+      forks: without, nothing of this process runs in it, which may have
+        threads: the program has to call `die_with_parent` itself.
+
     Raises:
       OSError: the command cannot be run.
     """
     parent = os.getpid()
-
-    def die_with_parent():
-      if _LIBC is not None:
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-      # It may have died before the call.
-      if os.getppid() != parent:
-        os._exit(1)
-
     popen = subprocess.Popen(
       command,
       env=environment,
@@ -116,7 +127,7 @@ class ProcessGroup:
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       start_new_session=True,
-      preexec_fn=die_with_parent,
+      preexec_fn=(lambda: die_with_parent(parent)) if forks else None,
     )
     process = Process(len(self.processes), popen)
     self.processes.append(process)
@@ -127,6 +138,13 @@ class ProcessGroup:
 
   def run(self) -> tuple[int, str]:
     """Waits for all; the exit code, and in words what happened ('' if well)."""
+    try:
+      self._wait()
+    finally:
+      self.close()
+    return self._outcome()
+
+  def _wait(self) -> None:
     while running := self._running():
       seconds = self.kill_at - time.monotonic()
       self._read(None if seconds == math.inf else max(seconds, 0.0))
@@ -137,11 +155,23 @@ class ProcessGroup:
     # What is still in the pipes. One that left its group may hold them open.
     while len(self.selector.get_map()) > 1 and self._read(1.0):
       pass
+
+  def close(self) -> None:
+    """Kills what is left, and gives this process its signals back.
+
+    Signals that came meanwhile are in `received`.
+    """
+    self.kill()
     signal.set_wakeup_fd(self.wakeup_before)
     for number, handler in self.handlers.items():
       signal.signal(number, handler)
+    self.signals.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+      left = self.signals.recv(4096)
+      self.received += [n for n in left if n != signal.SIGCHLD]
+    self.selector.close()
+    self.signals.close()
     self.sender.close()
-    return self._outcome()
 
   def kill(self) -> None:
     self.kill_at = math.inf

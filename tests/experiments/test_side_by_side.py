@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+from absl.flags import FLAGS
 
 from eain_jax.config import TrainConfig
-from eain_jax.errors import InUse
+from eain_jax.errors import InputError, Interrupted, InUse
 from eain_jax.locking import locked_folder
 from eain_jax.training import run_set
 from eain_jax.training.run_set import Job, train_all, train_jobs
+from experiments import side_by_side
+from launch.processes import ProcessGroup
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -127,6 +130,7 @@ def test_jobs_that_are_stopped_go_on_and_make_one_report(tmp_path):
   process.send_signal(signal.SIGTERM)
   code, _, error = end(process)
   assert code == 75, error
+  assert 'RuntimeWarning' not in error
   assert error.splitlines()[-1].startswith('table1: told to stop')
   assert not (out / 'table1.json').exists()
   # A third process may help, but needs the very same flags.
@@ -141,10 +145,66 @@ def test_jobs_that_are_stopped_go_on_and_make_one_report(tmp_path):
   assert not list(out.glob('**/lock'))
 
 
+class Ended:
+  """Helpers that have ended, as ProcessGroup tells of them."""
+
+  def __init__(self, code, received=()):
+    self.code, self.received = code, list(received)
+
+  def __call__(self, *_):
+    return self
+
+  def start(self, *_, **__):
+    pass
+
+  def run(self):
+    return self.code, 'process 1 ended with exit code 1: the disk is full'
+
+
+@pytest.mark.parametrize(
+  ('group', 'expected'),
+  [
+    (Ended(0), None),
+    (Ended(0, [signal.SIGUSR1]), None),
+    (Ended(75, [signal.SIGTERM]), Interrupted),
+    (Ended(0, [signal.SIGINT]), Interrupted),
+    # It was told to stop, but could not save.
+    (Ended(1, [signal.SIGTERM]), InputError),
+  ],
+)
+def test_how_helpers_ended_is_how_the_command_ends(
+  group, expected, monkeypatch
+):
+  monkeypatch.setattr(side_by_side, 'ProcessGroup', group)
+  monkeypatch.setattr(side_by_side, '_cores', lambda: None)
+  FLAGS.mark_as_parsed()
+  if expected is None:
+    side_by_side._start_helpers('experiments.table1')
+    return
+  with pytest.raises(expected, match=r'told to stop|the disk is full'):
+    side_by_side._start_helpers('experiments.table1')
+
+
+def test_a_group_gives_signals_back(monkeypatch):
+  heard = []
+  before = signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+  try:
+    group = ProcessGroup(1, 1)
+    group.start([sys.executable, '-c', 'pass'], os.environ, forks=False)
+    assert group.run() == (0, '')
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert heard == [1]
+    assert signal.set_wakeup_fd(-1) == -1
+  finally:
+    signal.signal(signal.SIGUSR1, before)
+
+
 def test_jobs_that_cannot_be_are_refused(tmp_path):
   out = f'--output_dir={tmp_path / "out"}'
   code, _, error = end(start(out, '--jobs=5000'))
   assert (code, 'table1: --jobs=5000 is more than the' in error) == (2, True)
+  code, _, error = end(start(out, '--jobs=2', '--join'))
+  assert (code, '--join takes no --jobs' in error) == (2, True)
   code, _, error = end(start(out, '--join'))
   assert code == 1
   assert 'holds no plan to join' in error
