@@ -98,7 +98,7 @@ def checked_fields(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
   if set(fields.part_files) != set(PARTS):
     raise InputError(f'{file} does not name the files of each part: {REMEDY}')
   _check_counts(file, fields)
-  _check_features(file, fields.features)
+  check_features(file, fields.features)
   features = [dataclasses.asdict(feature) for feature in fields.features]
   return {**manifest, 'config': config.to_dict(), 'features': features}
 
@@ -120,7 +120,11 @@ def _check_counts(file: Path, fields: _Manifest) -> None:
         )
 
 
-def _check_features(file: Path, features: list[Feature]) -> None:
+def check_features(file: Path, features: list[Feature]) -> None:
+  """Raises InputError where a file names features that cannot be.
+
+  Their names are those of files.
+  """
   names = [feature.name for feature in features]
   kinds = [(feature.name, feature.kind) for feature in features]
   if len(set(names)) < len(names) or not {

@@ -240,14 +240,18 @@ class Encoder:
     entry, request = segment_ranges(found.start, found.end)
     return request, found.events(entry)[0]
 
-  def events(self, asked: Asked) -> tuple[np.ndarray, np.ndarray]:
-    """Items and times of the histories, as the model sees them, one by one."""
+  def events(
+    self, asked: Asked, *, whole: bool = False
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Items and times of the histories, one by one.
+
+    As the model sees them, their newest events; or whole.
+    """
     found = self._histories(asked)
-    length = self.dataset.config.history_length
-    entry, _ = segment_ranges(
-      np.maximum(found.start, found.end - length), found.end
-    )
-    return found.events(entry)
+    start, length = found.start, self.dataset.config.history_length
+    if not whole:
+      start = np.maximum(start, found.end - length)
+    return found.events(segment_ranges(start, found.end)[0])
 
   def history_lengths(self, asked: Asked) -> np.ndarray:
     """int64 [r], how many events each request's user had before."""

@@ -4,10 +4,11 @@ The program is StableHLO with parameters and batch as its inputs, so one folder
 serves CPUs, GPUs and TPUs and any number of rows. A row has one candidate.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,18 @@ from safetensors.numpy import save
 import eain_jax
 from eain_jax.artifacts import (
   folder_written_whole,
+  hash_values,
   write_manifest,
 )
 from eain_jax.data.batches import Batch
 from eain_jax.data.dataset import Dataset
 from eain_jax.data.features import Feature
+from eain_jax.data.lines import hash_file
 from eain_jax.models import Model
 from eain_jax.serving import export_loader
 from eain_jax.serving.candidates import Rows
 from eain_jax.serving.encoder import Asked, Encoder
-from eain_jax.serving.lookup import raw_ids
+from eain_jax.serving.lookup import RawIds, raw_ids, time_features
 from eain_jax.serving.scorer import ask_rows
 from eain_jax.training.restore import Run
 from eain_jax.training.step import make_score_step
@@ -42,6 +45,7 @@ FACTS, PROGRAM, PARAMETERS = (
   'parameters.safetensors',
 )
 GOLDEN_ROWS, GOLDEN_BATCH = 'golden.jsonl', 'golden.npz'
+TABLES_HASH = 'tables'
 LOADER, README = 'load.py', 'README.md'
 # Requests of the test part that the golden batch is made of, at most.
 NUM_GOLDEN = 24
@@ -60,14 +64,27 @@ _MEANINGS = {
   'user': 'id of the user, of vocabularies/user.csv; 1: unknown',
   'target': "place in [0, U) of the row's item among the batch's items",
   'history': "places in [0, U) of the histories' items, those of row 0 first, "
-  'the oldest first; 0 for padding',
+  'the newest history_length events of each, the oldest first; then 0, for '
+  'padding, of which there may be any number; N is at least 1',
   'segment': 'row that each history event belongs to, non-decreasing; R for '
   'padding',
-  'age': "days from each history event to its row's time, 0 if less than one, "
-  'as the bit length of the number, at most 10',
+  'age': "UTC dates from each history event to its row's time, 0 on one date, "
+  'as the bit length of their number, at most 10; 0 for padding',
   'position': 'how many events the whole history of the row has',
   'row': '0, 1, ..., R - 1',
 }
+_TIMES = {
+  'hour': '0 to 23, UTC',
+  'weekday': 'Mon to Sun, UTC',
+  'month': '1 to 12, UTC',
+  'quarter': 'as 2014 Q3, UTC',
+  'gap': "whole days of 24 hours since the history's last event: first event "
+  'where there is none, 0, 1, 2-3, 4-7, ..., 256-511, 512 or more',
+}
+# Of logits, relative where they are beyond 1; bfloat16 rounds as batches lie.
+_TOLERANCES = {'float32': 1e-5, 'bfloat16': 5e-2}
+# Read with every row; a manifest can be written anew by whoever changes them.
+_TABLES = ('users.parquet', 'items.parquet')
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -97,8 +114,13 @@ def flat_batch(batch: Batch) -> dict[str, np.ndarray]:
   return {name: leaf for name, leaf in flat.items() if name not in unused}
 
 
-def input_specs(features: Sequence[Feature]) -> dict[str, dict[str, Any]]:
-  """The program's batch: by name dtype, shape with symbols, and meaning."""
+def input_specs(
+  features: Sequence[Feature], time_features: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+  """The program's batch: by name dtype, shape with symbols, and meaning.
+
+  `time_features` are those that follow from a row's time.
+  """
   inputs: dict[str, dict[str, Any]] = {
     name: {'shape': list(shape), 'meaning': _MEANINGS[name]}
     for name, shape in _SHAPES.items()
@@ -113,7 +135,15 @@ def input_specs(features: Sequence[Feature]) -> dict[str, dict[str, Any]]:
         'of which is padding, 0',
       }
     elif feature.kind == 'context':
-      inputs[f'context/{feature.name}'] = {'shape': ['R'], 'meaning': what}
+      of_time = (
+        f', of the time: {_TIMES[feature.name]}'
+        if (feature.name in time_features)
+        else ''
+      )
+      inputs[f'context/{feature.name}'] = {
+        'shape': ['R'],
+        'meaning': what + of_time,
+      }
   return {name: {'dtype': 'int32', **inputs[name]} for name in sorted(inputs)}
 
 
@@ -146,20 +176,28 @@ def make_program(
     )
     for name, spec in input_specs(features).items()
   }
-  return export.export(jax.jit(score, keep_unused=True), platforms=platforms)(
-    {
-      name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-      for name, leaf in parameters.items()
-    },
-    batch,
-  )
+  shapes = {
+    name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    for name, leaf in parameters.items()
+  }
+  program = jax.jit(score, keep_unused=True)
+  with exact_products():
+    return export.export(program, platforms=platforms)(shapes, batch)
+
+
+def exact_products() -> contextlib.AbstractContextManager[None]:
+  """Within, matrix products are of float32 on every platform.
+
+  By default GPUs and TPUs round what goes into them, and scores would not be
+  those of the golden rows.
+  """
+  return jax.default_matmul_precision('highest')
 
 
 def golden_rows(dataset: Dataset, encoder: Encoder) -> Rows:
   """Rows of the test part, each with its history in it, and unknown ones.
 
-  The last event's user and item stand once for a user and once for an item
-  that nobody knows.
+  Two more ask of a user and of an item that nobody knows.
   """
   part = next(
     dataset.parts[name]
@@ -172,11 +210,8 @@ def golden_rows(dataset: Dataset, encoder: Encoder) -> Rows:
   timestamp = dataset.timestamp[events]
   # An item that was taken, and the one of the row before.
   asked = Asked(user, item[:, None], timestamp, {})
-  history, time = encoder.events(asked)
-  length = np.minimum(
-    encoder.history_lengths(asked), dataset.config.history_length
-  )
-  ends = np.cumsum(length)[:-1]
+  history, time = encoder.events(asked, whole=True)
+  ends = np.cumsum(encoder.history_lengths(asked))[:-1]
   users, items = raw_ids(dataset, 'user'), raw_ids(dataset, 'item')
   names = lambda numbers: items.gather(numbers).to_list()
   context = {}
@@ -195,15 +230,28 @@ def golden_rows(dataset: Dataset, encoder: Encoder) -> Rows:
   )
   repeat = lambda values: [*values, *values, values[-1], values[-1]]
   return Rows(
-    # An id that no source can have: those are without surrounding blanks.
-    [*own.user, *own.user, ' nobody ', own.user[-1]],
-    [*own.item, *own.item[-1:], *own.item[:-1], own.item[-1], ' nothing '],
+    [*own.user, *own.user, _unknown(encoder.users), own.user[-1]],
+    [
+      *own.item,
+      *own.item[-1:],
+      *own.item[:-1],
+      own.item[-1],
+      _unknown(encoder.items),
+    ],
     repeat(own.timestamp),
     {name: repeat(values) for name, values in own.context.items()},
     repeat(own.history),
     repeat(own.history_timestamp),
     {},
   )
+
+
+def _unknown(ids: RawIds) -> str:
+  """A raw id that nobody has."""
+  name = 'unknown'
+  while ids.find([name])[0] >= 0:
+    name += '?'
+  return name
 
 
 def encode_rows(encoder: Encoder, rows: Rows) -> dict[str, np.ndarray]:
@@ -222,7 +270,7 @@ def _write_golden(
         'user': rows.user[row],
         'item': rows.item[row],
         'timestamp': rows.timestamp[row],
-        **{name: column[row] for name, column in rows.context.items()},
+        'context': {name: c[row] for name, c in rows.context.items()},
         'history': rows.history[row],
         'history_timestamp': rows.history_timestamp[row],
         'logit': float(logit[row, 0]),
@@ -248,6 +296,16 @@ def _write_tables(folder: Path, dataset: Dataset) -> None:
   pl.DataFrame(items).rechunk().write_parquet(folder / 'items.parquet')
 
 
+def hash_of_tables(folder: Path) -> str:
+  """sha256 of what turns raw ids into ids; the parameters know it.
+
+  So vocabularies of another model show, whatever the manifest says.
+  """
+  files = sorted((folder / 'vocabularies').iterdir())
+  files += [folder / name for name in _TABLES]
+  return hash_values({file.name: hash_file(file) for file in files})
+
+
 def _facts(run: Run, program: export.Exported) -> dict[str, Any]:
   """The content of `export.json`."""
   dataset, settings = run.dataset, run.settings
@@ -269,15 +327,19 @@ def _facts(run: Run, program: export.Exported) -> dict[str, Any]:
       'last_timestamp': dataset.manifest['last_timestamp'],
     },
     'features': [dataclasses.asdict(feature) for feature in dataset.features],
-    'inputs': input_specs(dataset.features),
+    'inputs': input_specs(dataset.features, time_features(dataset)),
     'output': 'float32 [R, 1], logits',
+    'tolerance': _TOLERANCES[run.model.compute_dtype],
     'platforms': list(program.platforms),
     'calling_convention': program.calling_convention_version,
   }
 
 
 def export_run(
-  run: Run, output_dir: Path, platforms: Sequence[str] = PLATFORMS
+  run: Run,
+  output_dir: Path,
+  platforms: Sequence[str] = PLATFORMS,
+  check: Callable[[Path], object] = lambda folder: None,
 ) -> None:
   """Writes a run at its best checkpoint into a new folder, whole or not at all.
 
@@ -285,6 +347,7 @@ def export_run(
     run: open.
     output_dir: a folder that is not there, or is empty.
     platforms: that the program is for: cpu, cuda, tpu, rocm.
+    check: is called with the folder before it takes its place.
 
   Raises:
     InputError: the folder holds something, or cannot be written.
@@ -297,12 +360,14 @@ def export_run(
     rows = golden_rows(dataset, encoder)
     batch = encode_rows(encoder, rows)
     # By the model as it is here: the program is held against it.
-    logit = run.score_step()(run.params, run.stats, unflatten(batch))
+    with exact_products():
+      logit = run.score_step()(run.params, run.stats, unflatten(batch))
     facts = _facts(run, program)
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + '\n')
     (folder / PROGRAM).write_bytes(program.mlir_module_serialized)
-    (folder / PARAMETERS).write_bytes(save(parameters))
     _write_tables(folder, dataset)
+    data = save(parameters, {TABLES_HASH: hash_of_tables(folder)})
+    (folder / PARAMETERS).write_bytes(data)
     _write_golden(folder, rows, batch, np.asarray(logit))
     shutil.copyfile(export_loader.__file__, folder / LOADER)
     (folder / README).write_text(_readme(facts, len(rows)))
@@ -312,6 +377,7 @@ def export_run(
       if file.is_file()
     )
     write_manifest(folder, names, format_version=FORMAT_VERSION)
+    check(folder)
 
 
 def _readme(facts: Mapping[str, Any], num_rows: int) -> str:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import polars as pl
 from jax import export
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from eain_jax.artifacts import MANIFEST, check_files, read_manifest
@@ -17,7 +17,9 @@ from eain_jax.config import PrepareConfig
 from eain_jax.data.batches import Batch
 from eain_jax.data.dataset import Dataset
 from eain_jax.data.features import Feature
+from eain_jax.data.soundness import check_features
 from eain_jax.errors import InputError
+from eain_jax.serving.asked_rows import make_rows
 from eain_jax.serving.candidates import Rows
 from eain_jax.serving.encoder import Encoder
 from eain_jax.serving.export import (
@@ -27,14 +29,17 @@ from eain_jax.serving.export import (
   GOLDEN_ROWS,
   PARAMETERS,
   PROGRAM,
+  TABLES_HASH,
   encode_rows,
   flat_batch,
+  hash_of_tables,
 )
 from eain_jax.serving.export_loader import make_program
 from eain_jax.serving.scorer import Scorer
 
 MAX_SLOTS = 4096
-TOLERANCE = 1e-5
+# jax.export has a name for each maker of GPUs.
+_PLATFORM_OF = {'gpu': 'cuda'}
 _REMEDY = 'export the model again'
 
 
@@ -93,7 +98,8 @@ class ExportedModel:
     """The logit of each (user, item) at its time, after its history.
 
     Args:
-      users: raw ids, n of them; unknown ones are scored by the unknown value.
+      users: raw ids, text or whole numbers, n of them; unknown ones are
+        scored by the unknown value.
       items: raw ids, n of them.
       timestamps: seconds UTC, n of them.
       context: by column of `context` n raw values; None, also in the place of a
@@ -107,53 +113,19 @@ class ExportedModel:
       float32 [n].
 
     Raises:
-      InputError: lengths differ, a column is no context, or the order of a
-        history is another.
+      InputError: a length, a column, an id, a time, or the order of a history
+        is wrong.
     """
-    none: list[Any] = [[] for _ in users]
-    context = dict(context or {})
-    if unknown := context.keys() - {*self.context}:
-      raise InputError(f'{min(unknown)} is no context column of the model')
-    rows = Rows(
-      list(users),
-      list(items),
-      list(timestamps),
-      {name: list(values) for name, values in context.items()},
-      [list(h) for h in (none if histories is None else histories)],
-      [
-        list(h)
-        for h in (none if history_timestamps is None else history_timestamps)
-      ],
-      {},
+    rows = make_rows(
+      self.context,
+      users,
+      items,
+      timestamps,
+      context,
+      [()] * len(users) if histories is None else histories,
+      history_timestamps,
     )
-    _check_rows(rows)
     return self.score_rows(rows)
-
-
-def _check_rows(rows: Rows) -> None:
-  assert rows.history is not None
-  assert rows.history_timestamp is not None
-  columns = {
-    'items': rows.item,
-    'timestamps': rows.timestamp,
-    'histories': rows.history,
-    'history_timestamps': rows.history_timestamp,
-    **rows.context,
-  }
-  for name, column in columns.items():
-    if len(column) != len(rows):
-      raise InputError(f'{len(column)} {name} for {len(rows)} users')
-  for row, times in enumerate(rows.history_timestamp):
-    if len(times) != len(rows.history[row]):
-      raise InputError(
-        f'row {row} has {len(rows.history[row])} items in its history and '
-        f'{len(times)} times'
-      )
-    if sorted(times) != times or times[-1:] >= [rows.timestamp[row]]:
-      raise InputError(
-        f'the history of row {row} is not in the order of time, or not before '
-        'the row'
-      )
 
 
 def _check_no_other_files(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -169,10 +141,17 @@ def _check_no_other_files(folder: Path, manifest: Mapping[str, Any]) -> None:
       raise InputError(f'{file} is a link, and no file: {_REMEDY}')
 
 
-def _tables_of(folder: Path, facts: Mapping[str, Any]) -> Dataset:
+def _tables_of(
+  folder: Path, facts: Mapping[str, Any], files: Mapping[str, Any]
+) -> Dataset:
   """The users, items and vocabularies of an export: a dataset of no events."""
   of_data = facts['dataset']
   features = tuple(Feature(**feature) for feature in facts['features'])
+  check_features(folder / FACTS, list(features))
+  for feature in features:
+    name = f'vocabularies/{feature.name}.csv'
+    if name not in files:
+      raise ValueError(f'it has no {name}')
   users = pl.read_parquet(folder / 'users.parquet', glob=False)
   items = pl.read_parquet(folder / 'items.parquet', glob=False)
   config = PrepareConfig(
@@ -228,7 +207,8 @@ def _read_golden(folder: Path) -> tuple[Rows, dict[str, np.ndarray]]:
     record.pop('logit')
   user, item, timestamp = column('user'), column('item'), column('timestamp')
   history, times = column('history'), column('history_timestamp')
-  context = {name: [r[name] for r in records] for name in records[0]}
+  own = column('context')
+  context = {name: [values[name] for values in own] for name in own[0]}
   with np.load(folder / GOLDEN_BATCH, allow_pickle=False) as arrays:
     golden = dict(arrays)
   return Rows(user, item, timestamp, context, history, times, {}), golden
@@ -255,34 +235,41 @@ def open_export(path: str | Path) -> ExportedModel:
   _check_no_other_files(folder, manifest)
   try:
     facts = json.loads((folder / FACTS).read_text(encoding='utf-8'))
-    encoder = Encoder(_tables_of(folder, facts))
+    platforms, tolerance = tuple(facts['platforms']), float(facts['tolerance'])
+    encoder = Encoder(_tables_of(folder, facts, manifest['files']))
+    with safe_open(folder / PARAMETERS, 'numpy') as file:
+      tables = (file.metadata() or {}).get(TABLES_HASH)
     parameters = load_file(folder / PARAMETERS)
     program = make_program(facts, parameters, (folder / PROGRAM).read_bytes())
     rows, golden = _read_golden(folder)
     logit = golden.pop('logit')
+    if logit.dtype != np.float32 or logit.shape != (len(rows), 1):
+      raise ValueError(f'{GOLDEN_BATCH} has no logit a row')
     batch = encode_rows(encoder, rows)
     model = ExportedModel(folder, facts, encoder, program, parameters)
-    agrees = batch.keys() == golden.keys() and all(
-      np.array_equal(batch[name], golden[name]) for name in batch
+    agrees = tables == hash_of_tables(folder) and (
+      batch.keys() == golden.keys()
+      and all(np.array_equal(batch[name], golden[name]) for name in batch)
     )
-  except (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    IndexError,
-    AttributeError,
-    pl.exceptions.PolarsError,
-    SafetensorError,
-  ) as error:
+  except InputError:
+    raise
+  except (Exception, pl.exceptions.PanicException) as error:
+    # Files of a stranger: whatever they raise, they are no export.
+    why = (str(error).splitlines() or [type(error).__name__])[0][:200]
     raise InputError(
-      f'{folder} is damaged, it is no whole export '
-      f'({(str(error).splitlines() or [""])[0][:200]}): {_REMEDY}'
+      f'{folder} is damaged, it is no whole export ({why}): {_REMEDY}'
     ) from error
   if not agrees:
     raise InputError(
       f'the rows of {folder / GOLDEN_ROWS} do not make {GOLDEN_BATCH}: a '
       f'vocabulary or a table of ids is not of this model, {_REMEDY}'
+    )
+  here = jax.default_backend()
+  here = _PLATFORM_OF.get(here, here)
+  if here not in platforms:
+    raise InputError(
+      f'{folder} is for {", ".join(platforms)}, and this is {here}: export '
+      f'the model with --platforms={here}'
     )
   try:
     found = np.asarray(model.score_batch(golden))
@@ -292,8 +279,8 @@ def open_export(path: str | Path) -> ExportedModel:
       f'{folder / PROGRAM} is damaged, or is no program of {PARAMETERS} and '
       f'{GOLDEN_BATCH}: {_REMEDY}'
     ) from error
-  difference = np.abs(found - logit).max()
-  if not difference <= TOLERANCE:
+  difference = (np.abs(found - logit) / np.maximum(1, np.abs(logit))).max()
+  if not difference <= tolerance:
     raise InputError(
       f'{folder} does not give the logits of {GOLDEN_BATCH}, they differ by '
       f'{difference:.1e}: parameters and program are not of one model, '

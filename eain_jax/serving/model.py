@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eain_jax.data.log_values import Refused
-from eain_jax.errors import InputError
-from eain_jax.serving.candidates import Rows, category
+from eain_jax.serving.asked_rows import make_rows
+from eain_jax.serving.candidates import Rows
 from eain_jax.serving.encoder import Asked, Encoder, power_of_two
 from eain_jax.serving.recommender import NO_ITEM, Recommender
 from eain_jax.serving.scorer import Scorer, ask_rows
@@ -137,39 +136,10 @@ class LoadedModel:
     context: Mapping[str, Sequence[str | None]] | None,
     items: Sequence[str] | None = None,
   ) -> Rows:
-    """A row a user, without items where none are given.
-
-    Raises:
-      InputError: lengths differ, or a column is no context.
-    """
-    if items is not None and len(items) != len(users):
-      raise InputError(f'{len(users)} users, but {len(items)} items')
+    """A row a user, without items where none are given."""
     last = self.run.dataset.manifest['last_timestamp'] + 1
-    times = [last] * len(users) if timestamps is None else list(timestamps)
-    unknown: list[str | None] = [None] * len(users)
-    given = dict.fromkeys(self.context, unknown)
-    for name, values in (context or {}).items():
-      if name not in given:
-        raise InputError(
-          f'{name!r} is no context of the model: '
-          f'{", ".join(self.context) or "it has none"}'
-        )
-      try:
-        given[name] = [category(name, value) for value in values]
-      except Refused as error:
-        raise InputError(str(error)) from error
-    for name, values in {'timestamps': times, **given}.items():
-      if len(values) != len(users):
-        raise InputError(f'{len(users)} users, but {len(values)} of {name}')
-    return Rows(
-      [str(user) for user in users],
-      [str(item) for item in items or ()],
-      [int(time) for time in times],
-      given,
-      None,
-      None,
-      {},
-    )
+    times = [last] * len(users) if timestamps is None else timestamps
+    return make_rows(self.context, users, items, times, context)
 
 
 def load_model(

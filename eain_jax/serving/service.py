@@ -38,24 +38,26 @@ LAST_SECOND = 253_402_300_799  # of the year 9999
 
 
 def _encodable(value: str) -> str:
-  """Text as it is.
+  """Text that the readers of files take, too.
 
   Raises:
-    ValueError: it has half of a surrogate pair.
+    ValueError: it has NUL, or half of a surrogate pair.
   """
   value.encode()
+  if '\0' in value or '\ufffd' in value:
+    raise ValueError('must not hold NUL or U+FFFD')
   return value
 
 
 def _identifier(value: str) -> str:
-  """As the readers of files have it: without blanks around it.
+  """An id, as it is.
 
   Raises:
-    ValueError: nothing is left.
+    ValueError: it is blank.
   """
   if not value.strip():
     raise ValueError('must not be blank')
-  return value.strip()
+  return value
 
 
 Text = Annotated[str, Field(max_length=MAX_ID), AfterValidator(_encodable)]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from eain_jax.errors import InputError
 from eain_jax.models import make_model
 from eain_jax.serving.candidates import Rows
 from eain_jax.serving.encoder import Encoder
-from eain_jax.serving.export import export_run
+from eain_jax.serving.export import export_run, flatten, make_program
 from eain_jax.serving.exported import open_export
 from eain_jax.serving.scorer import Scorer
 from eain_jax.training.restore import Run
@@ -222,7 +223,9 @@ def test_a_link_is_refused(copy):
     open_export(copy)
 
 
-@pytest.mark.parametrize('name', ['device', 'hour', 'gap'])
+@pytest.mark.parametrize(
+  'name', ['device', 'hour', 'gap', 'user', 'item', 'brand', 'tags']
+)
 def test_a_swapped_vocabulary_is_refused(copy, name):
   swap_lines(copy / 'vocabularies' / f'{name}.csv')
   with pytest.raises(InputError, match=f'{name}.csv was changed after'):
@@ -249,7 +252,16 @@ def test_tables_of_another_model_are_refused(copy, make_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'name', ['score.stablehlo', 'export.json', 'items.parquet', 'golden.jsonl']
+  'name',
+  [
+    'score.stablehlo',
+    'export.json',
+    'items.parquet',
+    'users.parquet',
+    'golden.jsonl',
+    'golden.npz',
+    'parameters.safetensors',
+  ],
 )
 @pytest.mark.parametrize('damage', ['cut', 'empty', 'absent'])
 def test_damage_is_named(copy, name, damage):
@@ -267,6 +279,90 @@ def test_damage_is_named(copy, name, damage):
     open_export(copy)
 
 
+def change_facts(copy, change):
+  facts = json.loads((copy / 'export.json').read_text())
+  change(facts)
+  (copy / 'export.json').write_text(json.dumps(facts))
+  sign(copy)
+
+
+@pytest.mark.parametrize('name', ['../secret', '/etc/secret', 'a/b', ''])
+def test_a_feature_that_leaves_the_folder_is_refused(copy, name):
+  change_facts(copy, lambda facts: facts['features'][-1].update(name=name))
+  with pytest.raises(InputError, match=r'has a feature|names the features'):
+    open_export(copy)
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda facts: facts['dataset'].update(history_length=10**30),
+    lambda facts: facts.update(tolerance='wide'),
+    lambda facts: facts.pop('inputs'),
+    lambda facts: facts['inputs'].pop('age'),
+    lambda facts: facts.update(platforms=[]),
+  ],
+)
+def test_facts_that_cannot_be_are_refused(copy, change):
+  change_facts(copy, change)
+  with pytest.raises(InputError):
+    open_export(copy)
+
+
+def test_facts_that_nest_too_deep_are_refused(copy):
+  (copy / 'export.json').write_text('[' * 100_000)
+  sign(copy)
+  with pytest.raises(InputError, match='is no whole export'):
+    open_export(copy)
+
+
+@pytest.mark.parametrize(
+  'logit', [np.array(['x']), np.zeros((7, 3), np.float32), np.zeros(50)]
+)
+def test_golden_logits_that_cannot_be_are_refused(copy, logit):
+  with np.load(copy / 'golden.npz') as golden:
+    arrays = dict(golden)
+  np.savez(copy / 'golden.npz', **{**arrays, 'logit': logit})
+  sign(copy)
+  with pytest.raises(InputError, match='has no logit a row'):
+    open_export(copy)
+
+
+def test_a_program_for_other_platforms_says_so(make_run, tmp_path):
+  export_run(make_run('lr'), tmp_path / 'cuda', ['cuda'])
+  with pytest.raises(InputError, match='is for cuda, and this is cpu'):
+    open_export(tmp_path / 'cuda')
+
+
+def test_an_export_that_fails_its_check_is_not_there(make_run, tmp_path):
+  def check(folder):
+    assert (folder / 'manifest.json').is_file()
+    raise InputError('it is not good')
+
+  with pytest.raises(InputError, match='it is not good'):
+    export_run(make_run('lr'), tmp_path / 'export', check=check)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_every_product_is_exact_on_every_platform(make_run, dataset):
+  run = make_run('eain')
+  leaves = flatten({'params': run.params, 'stats': run.stats})
+  text = str(make_program(run.model, dataset.features, leaves).mlir_module())
+  products = [
+    line for line in text.splitlines() if 'stablehlo.dot_general' in line
+  ]
+  assert len(products) > 10
+  assert all(line.count('HIGHEST') == 2 for line in products)
+
+
+def test_bfloat16_is_held_to_what_it_can(make_run, rows, tmp_path):
+  run = make_run('dnn', compute_dtype='bfloat16')
+  export_run(run, tmp_path / 'export', check=open_export)
+  model = open_export(tmp_path / 'export')
+  found = model.score(*first(rows, 7))
+  np.testing.assert_allclose(found, live_scores(run, first(rows, 7)), atol=0.05)
+
+
 def test_no_export_is_said(tmp_path):
   with pytest.raises(InputError, match='is no exported model'):
     open_export(tmp_path)
@@ -274,15 +370,23 @@ def test_no_export_is_said(tmp_path):
 
 def test_rows_that_cannot_be_are_refused(exported):
   model = open_export(exported)
-  with pytest.raises(InputError, match='2 items for 1 users'):
-    model.score(['u001'], ['i01', 'i02'], [0])
-  with pytest.raises(InputError, match='not in the order of time'):
-    model.score(['u'], ['i'], [9], None, [['i', 'i']], [[5, 4]])
-  with pytest.raises(InputError, match='not before the row'):
-    model.score(['u'], ['i'], [9], None, [['i']], [[9]])
-  with pytest.raises(InputError, match='1 items in its history and 0 times'):
-    model.score(['u'], ['i'], [9], None, [['i']], [[]])
-  with pytest.raises(InputError, match='colour is no context column'):
-    model.score(['u'], ['i'], [9], {'colour': ['red']})
+  for arguments, sentence in (
+    ((['u001'], ['i01', 'i02'], [0]), '1 users, but 2 of items'),
+    ((['u'], ['i'], []), '1 users, but 0 of timestamps'),
+    ((['u'], ['i'], [9], None, [['i', 'i']], [[5, 4]]), 'the order of time'),
+    ((['u'], ['i'], [9], None, [['i']], [[9]]), 'not before the row'),
+    ((['u'], ['i'], [9], None, [['i']], [[]]), 'has 1 items, but 0 times'),
+    ((['u'], ['i'], [9], {'colour': ['red']}), "'colour' is no context"),
+    ((['u'], ['i'], ['2014-01-01']), 'no whole seconds UTC'),
+    ((['u'], ['i'], [10**30]), 'no whole seconds UTC'),
+    ((['u'], ['i'], [1.5]), 'no whole seconds UTC'),
+    (([None], ['i'], [9]), 'the users is missing'),
+    ((['u'], [2.5], [9]), 'neither text nor an integer'),
+    ((['u'], ['\0'], [9]), 'NUL'),
+  ):
+    with pytest.raises(InputError, match=re.escape(sentence)):
+      model.score(*arguments)
   assert model.score([], [], []).shape == (0,)
-  assert np.isfinite(model.score(['u'], ['i'], [9])).all()
+  plain = model.score(['7', '8'], ['i01', '5'], [9, 9])
+  numbers = model.score([7, np.int64(8)], ['i01', 5], [9, 9], {'device': None})
+  np.testing.assert_array_equal(plain, numbers)

@@ -82,7 +82,7 @@ def test_nothing_asked_is_nothing_answered(model):
 
 def test_what_cannot_be_asked_is_a_sentence(model):
   for call, message in [
-    (lambda: model.score(['u001'], []), '1 users, but 0 items'),
+    (lambda: model.score(['u001'], []), '1 users, but 0 of items'),
     (lambda: model.score(['u001'], ['i01'], [1, 2]), '2 of timestamps'),
     (
       lambda: model.score(['u001'], ['i01'], context={'colour': ['red']}),

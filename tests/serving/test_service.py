@@ -198,6 +198,8 @@ REFUSED = {
   b'"context":{"\\ud800":"b"}}]}',
   'half a pair as a value': b'{"requests":[{"user":"u","items":["i"],'
   b'"context":{"device":"\\ud800"}}]}',
+  'NUL in a context': b'{"requests":[{"user":"u","items":["i"],'
+  b'"context":{"device":"a\\u0000"}}]}',
   'a history without times': b'{"requests":[{"user":"u","items":["i"],'
   b'"history":[{"item":"i"}]}]}',
   'too many items': json.dumps(
