@@ -83,11 +83,15 @@ def listener() -> socket.socket:
     InputError: it cannot.
   """
   try:
-    return socket.create_server((HOST.value, PORT.value), backlog=1024)
+    own = socket.create_server((HOST.value, PORT.value), backlog=1024)
   except OSError as error:
     raise InputError(
       f'cannot listen at {HOST.value}:{PORT.value}: {error.strerror or error}'
     ) from error
+  # What it accepts inherits it. Else an answer waits 40 ms for the peer's
+  # acknowledgement: asyncio sets it on sockets of a stated protocol alone.
+  own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+  return own
 
 
 def main() -> None:

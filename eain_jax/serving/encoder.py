@@ -163,6 +163,8 @@ class Encoder:
   def __init__(self, dataset: Dataset):
     """Of the dataset that the model was trained on."""
     self.dataset = dataset
+    # Reading settings takes a millisecond, as long as a small batch.
+    self.history_length = dataset.config.history_length
     self.columns = source_columns(dataset)
     self.users, self.items = users_of(dataset), items_of(dataset)
     self.categories = {
@@ -189,7 +191,7 @@ class Encoder:
       size_items: the static U for a number of distinct items.
     """
     dataset, found = self.dataset, self._histories(asked)
-    newest = np.maximum(found.start, found.end - dataset.config.history_length)
+    newest = np.maximum(found.start, found.end - self.history_length)
     entry, segment = segment_ranges(newest, found.end)
     history, timestamp = found.events(entry)
     day = asked.timestamp // SECONDS_PER_DAY
@@ -248,9 +250,9 @@ class Encoder:
     As the model sees them, their newest events; or whole.
     """
     found = self._histories(asked)
-    start, length = found.start, self.dataset.config.history_length
+    start = found.start
     if not whole:
-      start = np.maximum(start, found.end - length)
+      start = np.maximum(start, found.end - self.history_length)
     return found.events(segment_ranges(start, found.end)[0])
 
   def history_lengths(self, asked: Asked) -> np.ndarray:

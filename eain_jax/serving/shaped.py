@@ -46,7 +46,7 @@ class ShapedScorer:
 
   def warm_up(self) -> None:
     """Compiles all that will be run."""
-    length = self.encoder.dataset.config.history_length
+    length = self.encoder.history_length
     for size in self._sizes:
       for share in SHARES:
         num_events = int(length * share)
@@ -83,7 +83,7 @@ class ShapedScorer:
   def _logits(self, asked: Asked) -> np.ndarray:
     num_rows = len(asked.user)
     size = next(size for size in self._sizes if size >= num_rows)
-    length = self.encoder.dataset.config.history_length
+    length = self.encoder.history_length
 
     def size_events(needed: int) -> int:
       rooms: Iterator[int] = (max(1, int(size * length * s)) for s in SHARES)
