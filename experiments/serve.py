@@ -110,7 +110,12 @@ def main() -> None:
       service.warm_up()
     host, port = own.getsockname()[:2]
     print(f'serving {model.name}: http://{host}:{port}/docs', flush=True)
-    serve(service, own, DRAIN_SECONDS.value, ANSWER_SECONDS.value)
+    left = serve(service, own, DRAIN_SECONDS.value, ANSWER_SECONDS.value)
+  if left:
+    raise InputError(
+      f'{left} requests were not answered within '
+      f'--answer_seconds={ANSWER_SECONDS.value}'
+    )
   print('drained: all that was accepted is answered')
 
 

@@ -11,10 +11,6 @@ import numpy as np
 from eain_jax.serving.candidates import Rows
 
 
-class Overloaded(Exception):
-  """More rows wait than may."""
-
-
 @dataclasses.dataclass
 class _Waiting:
   rows: Rows
@@ -45,16 +41,12 @@ class Batcher:
 
   Nothing waits for company: a request that comes alone is scored alone, and
   batches grow by what comes meanwhile.
-
-  Attributes:
-    waiting: rows that are not scored yet.
   """
 
   def __init__(
     self,
     score: Callable[[Rows], np.ndarray],
     max_rows: int,
-    max_waiting: int,
     observe: Callable[[int], None] = lambda num_rows: None,
   ):
     """Of a scorer; make it inside the running loop.
@@ -62,34 +54,21 @@ class Batcher:
     Args:
       score: of rows; runs on a thread of its own, one call at a time.
       max_rows: of a batch, where more than one request waits.
-      max_waiting: rows; what comes beyond is refused.
       observe: is told of each batch how many rows it has.
     """
     self._score, self._observe = score, observe
-    self._max_rows, self._max_waiting = max_rows, max_waiting
+    self._max_rows = max_rows
     self._queue: collections.deque[_Waiting] = collections.deque()
     self._thread = concurrent.futures.ThreadPoolExecutor(1, 'score')
     self._task: asyncio.Task[None] | None = None
-    self.waiting = 0
 
   async def score(self, rows: Rows) -> np.ndarray:
-    """float32 [n], the logits of rows.
-
-    Raises:
-      Overloaded: too many rows wait already.
-    """
-    # A request that comes alone is taken however large it is.
-    if self.waiting and self.waiting + len(rows) > self._max_waiting:
-      raise Overloaded
+    """float32 [n], the logits of rows; raises what scoring them raises."""
     future = asyncio.get_running_loop().create_future()
     self._queue.append(_Waiting(rows, future))
-    self.waiting += len(rows)
     if self._task is None or self._task.done():
       self._task = asyncio.create_task(self._run())
-    try:
-      return await future
-    finally:
-      self.waiting -= len(rows)
+    return await future
 
   def _take(self) -> list[_Waiting]:
     """The next batch: the oldest, and those after it of its kind."""
@@ -109,22 +88,32 @@ class Batcher:
     loop = asyncio.get_running_loop()
     while self._queue:
       batch = self._take()
-      rows = join_rows([waiting.rows for waiting in batch])
+      # Whoever asked may have gone.
+      batch = [waiting for waiting in batch if not waiting.logits.done()]
+      if batch:
+        parts = [waiting.rows for waiting in batch]
+        answers = await loop.run_in_executor(self._thread, self._each, parts)
+        for waiting, answer in zip(batch, answers, strict=True):
+          if waiting.logits.done():
+            continue
+          if isinstance(answer, Exception):
+            waiting.logits.set_exception(answer)
+          else:
+            waiting.logits.set_result(answer)
+
+  def _each(self, parts: list[Rows]) -> list[np.ndarray | Exception]:
+    """The logits of each part, or why it has none; on the thread."""
+    try:
+      rows = join_rows(parts)
       self._observe(len(rows))
-      try:
-        logits = await loop.run_in_executor(self._thread, self._score, rows)
-      except Exception as error:
-        for waiting in batch:
-          if not waiting.logits.done():
-            waiting.logits.set_exception(error)
-        continue
-      ends = np.cumsum([len(waiting.rows) for waiting in batch])
-      parts = np.split(logits, ends[:-1])
-      for waiting, own in zip(batch, parts, strict=True):
-        # Whoever asked may have gone.
-        if not waiting.logits.done():
-          waiting.logits.set_result(own)
+      ends = np.cumsum([len(part) for part in parts])
+      return [*np.split(self._score(rows), ends[:-1])]
+    except Exception as error:
+      if len(parts) == 1:
+        return [error]
+    # One of them may be at fault, and the others are not.
+    return [answer for part in parts for answer in self._each([part])]
 
   def close(self) -> None:
-    """Lets go of the thread, once it is done."""
-    self._thread.shutdown()
+    """Lets go of the thread; what it is at it ends."""
+    self._thread.shutdown(wait=False, cancel_futures=True)

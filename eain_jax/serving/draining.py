@@ -43,13 +43,21 @@ class _Server(uvicorn.Server):
   def _exit(self) -> None:
     self.should_exit = True
 
+  async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    """In order: nobody new, then those who have come, then the end."""
+    for server in self.servers:
+      server.close()
+    # What lies in the sockets by now is read.
+    await asyncio.sleep(0.1)
+    await super().shutdown(sockets)
+
 
 def serve(
   service: Service,
   listener: socket.socket,
   drain_seconds: float,
   answer_seconds: int,
-) -> None:
+) -> int:
   """Serves until SIGTERM or SIGINT, then drains; a second signal hurries.
 
   Args:
@@ -57,6 +65,9 @@ def serve(
     listener: that listens.
     drain_seconds: how long requests are still taken after a signal.
     answer_seconds: how long what was accepted may take after that.
+
+  Returns:
+    How many requests were not answered within that time.
   """
   config = uvicorn.Config(
     service.app,
@@ -64,9 +75,12 @@ def serve(
     access_log=False,
     timeout_graceful_shutdown=answer_seconds,
     lifespan='on',
+    # Whoever is idle for that long hears of the end by its connection's.
+    timeout_keep_alive=max(1, int(drain_seconds / 2)),
     h11_max_incomplete_event_size=1 << 16,
   )
   with stop_signals() as stop, stop.may_end():
     # The server hears of signals by itself.
     stop.can_end = False
     asyncio.run(_Server(config, service, drain_seconds).serve([listener]))
+  return service.unanswered

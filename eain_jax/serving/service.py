@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Annotated, Any
 
 import anyio.to_thread
@@ -19,11 +19,18 @@ from prometheus_client import (
   Histogram,
   generate_latest,
 )
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+  AfterValidator,
+  BaseModel,
+  BeforeValidator,
+  ConfigDict,
+  Field,
+  model_validator,
+)
 
 import eain_jax
 from eain_jax.data.batches import Batch
-from eain_jax.serving.batcher import Batcher, Overloaded
+from eain_jax.serving.batcher import Batcher
 from eain_jax.serving.candidates import Rows, category
 from eain_jax.serving.encoder import Encoder
 from eain_jax.serving.lookup import raw_ids
@@ -34,6 +41,9 @@ from eain_jax.serving.shaped import ShapedScorer
 MAX_BODY_BYTES = 1 << 20
 MAX_ASKED, MAX_CANDIDATES, MAX_HISTORY, MAX_K = 256, 1024, 1024, 1000
 MAX_ID, MAX_ROWS_WAITING = 4096, 65_536
+# Each candidate is scored with its history: what a call may come to.
+MAX_EVENTS = 1 << 18
+MAX_KEYS, MAX_BYTES_READ = 64, 32 << 20
 LAST_SECOND = 253_402_300_799  # of the year 9999
 
 
@@ -60,6 +70,17 @@ def _identifier(value: str) -> str:
   return value
 
 
+def _few(value: Any) -> Any:
+  """A mapping with few keys: each unknown one would cost an error.
+
+  Raises:
+    ValueError: it has many.
+  """
+  if isinstance(value, dict) and len(value) > MAX_KEYS:
+    raise ValueError(f'must not have more than {MAX_KEYS} keys')
+  return value
+
+
 Text = Annotated[str, Field(max_length=MAX_ID), AfterValidator(_encodable)]
 Id = Annotated[Text, Field(min_length=1), AfterValidator(_identifier)]
 Seconds = Annotated[int, Field(ge=0, le=LAST_SECOND, strict=True)]
@@ -67,6 +88,8 @@ Seconds = Annotated[int, Field(ge=0, le=LAST_SECOND, strict=True)]
 
 class _Strict(BaseModel):
   model_config = ConfigDict(extra='forbid')
+  # Lists stop at their first error: a million of them would hold up everybody.
+  few_keys = model_validator(mode='before')(_few)
 
 
 class Event(_Strict):
@@ -81,12 +104,13 @@ class _AskedUser(_Strict):
   timestamp: Seconds | None = Field(
     None, description="Seconds UTC; unset: just after the data's last event."
   )
-  context: dict[str, Text | None] = Field(
+  context: Annotated[dict[str, Text | None], BeforeValidator(_few)] = Field(
     {}, description='Context columns of the model; unset ones are unknown.'
   )
   history: list[Event] | None = Field(
     None,
     max_length=MAX_HISTORY,
+    fail_fast=True,
     description="In place of the data's events; what is not before the time "
     'does not count.',
   )
@@ -95,13 +119,17 @@ class _AskedUser(_Strict):
 class Asked(_AskedUser):
   """A user with candidates."""
 
-  items: list[Id] = Field(min_length=1, max_length=MAX_CANDIDATES)
+  items: list[Id] = Field(
+    min_length=1, max_length=MAX_CANDIDATES, fail_fast=True
+  )
 
 
 class ScoreBody(_Strict):
   """What /score takes."""
 
-  requests: list[Asked] = Field(min_length=1, max_length=MAX_ASKED)
+  requests: list[Asked] = Field(
+    min_length=1, max_length=MAX_ASKED, fail_fast=True
+  )
 
 
 class Scores(BaseModel):
@@ -221,6 +249,9 @@ class Service:
     app: the ASGI application.
     is_draining: no more requests are wanted: connections close after each
       answer, and /healthz says so.
+    waiting: rows that were asked for and are not answered.
+    unanswered: requests that were read and are not answered.
+    bytes_read: of bodies of such requests.
   """
 
   def __init__(self, served: Served):
@@ -231,6 +262,7 @@ class Service:
     self._items = raw_ids(served.encoder.dataset, 'item').to_list()
     self._batcher: Batcher | None = None
     self.is_draining = False
+    self.waiting = self.unanswered = self.bytes_read = 0
     self.app = self._make_app()
 
   def warm_up(self) -> None:
@@ -242,12 +274,9 @@ class Service:
     self._batcher = Batcher(
       self._scorer.score,
       self._scorer.max_rows,
-      MAX_ROWS_WAITING,
       self._metrics.batch_rows.observe,
     )
-    self._metrics.waiting.set_function(
-      lambda: self._batcher.waiting if self._batcher else 0
-    )
+    self._metrics.waiting.set_function(lambda: self.waiting)
     yield
     self._batcher.close()
 
@@ -264,12 +293,14 @@ class Service:
     @app.post('/score', responses=_PROBLEMS)
     async def score(body: ScoreBody) -> ScoreReply:
       """The logit of each candidate, and its sigmoid."""
-      return await self._score(body)
+      with self._admitted(sum(len(one.items) for one in body.requests)):
+        return await self._score(body)
 
     @app.post('/recommend', responses=_PROBLEMS)
     async def recommend(body: RecommendBody) -> RecommendReply:
       """The best items of the whole catalogue for one user, exactly."""
-      return await self._recommend(body)
+      with self._admitted(len(self._items)):
+        return await self._recommend(body)
 
     @app.get('/healthz', responses={503: {'model': Health}})
     async def healthz(response: Response) -> Health:
@@ -303,8 +334,12 @@ class Service:
       if unknown := one.context.keys() - known.keys():
         raise HTTPException(
           422,
-          f'{min(unknown)!a} is no context of the model: '
+          f'{min(unknown)[:100]!a} is no context of the model: '
           f'{", ".join(known) or "it has none"}',
+        )
+      if one.history is None and not self._served.has_events:
+        raise HTTPException(
+          422, 'an exported model has no events: give a history, [] for none'
         )
       timestamp = one.timestamp
       if timestamp is None:
@@ -322,18 +357,44 @@ class Service:
         column += [value and category(name, value)] * count
       histories += [[e.item for e in events]] * count
       before += [[e.timestamp for e in events]] * count
-    if asked[0].history is None and self._served.has_events:
+    if asked[0].history is None:
       return Rows(users, flat, times, context, None, None, {})
     return Rows(users, flat, times, context, histories, before, {})
 
   async def _logits(self, rows: Rows) -> np.ndarray:
+    """Piece by piece, so that what others ask comes in between."""
     assert self._batcher is not None
+    parts = [np.zeros(0, np.float32)]
+    while len(rows):
+      parts.append(await self._batcher.score(rows.take(self._scorer.max_rows)))
+    return np.concatenate(parts)
+
+  @contextlib.contextmanager
+  def _admitted(self, num_rows: int) -> Iterator[None]:
+    """Counts rows among those that wait, all of a call at once.
+
+    Raises:
+      HTTPException: too many wait already.
+    """
+    # One that comes alone is taken however much it asks for.
+    if self.waiting and self.waiting + num_rows > MAX_ROWS_WAITING:
+      raise HTTPException(429, 'too many rows wait: ask again')
+    self.waiting += num_rows
     try:
-      return await self._batcher.score(rows)
-    except Overloaded as error:
-      raise HTTPException(429, 'too many rows wait: ask again') from error
+      yield
+    finally:
+      self.waiting -= num_rows
 
   async def _score(self, body: ScoreBody) -> ScoreReply:
+    events = sum(
+      len(one.items) * (1 + len(one.history or ())) for one in body.requests
+    )
+    if events > MAX_EVENTS:
+      raise HTTPException(
+        422,
+        f'items times history events come to {events}, at most {MAX_EVENTS} '
+        'may be asked for at once',
+      )
     # Rows of one kind at a time: with histories of their own, or without.
     kinds = [one.history is not None for one in body.requests]
     found: list[np.ndarray] = [np.zeros(0)] * len(kinds)
@@ -367,7 +428,7 @@ class Service:
     encoder = self._served.encoder
     size, count = self._scorer.max_rows, len(self._items)
     parts = []
-    # Piece by piece, so that what others ask comes in between.
+    # A row has its history with it: so few are made at a time.
     for first in range(0, count, size):
       rows = self._rows([body], [self._items[first : first + size]])
       parts.append(await self._logits(rows))
@@ -404,7 +465,11 @@ async def _refuse(request: Request, error: Exception) -> Response:
   """What is wrong with a body, without its values: they may be anything."""
   assert isinstance(error, RequestValidationError)
   details = [
-    {'loc': [*map(str, each['loc'])], 'msg': each['msg'], 'type': each['type']}
+    {
+      'loc': [str(part)[:100] for part in each['loc']],
+      'msg': each['msg'][:200],
+      'type': each['type'],
+    }
     for each in error.errors()[:20]
   ]
   return _json_response(422, details)
@@ -414,6 +479,18 @@ def _json_response(status: int, detail: Any) -> Response:
   # In ASCII: half of a surrogate pair has no UTF-8.
   text = json.dumps({'detail': detail})
   return Response(text, status, media_type='application/json')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Refused:
+  """Why a body is not read."""
+
+  status: int
+  why: str
+
+
+class _Gone(Exception):
+  """Nobody waits for an answer any more."""
 
 
 class _Guard:
@@ -440,34 +517,52 @@ class _Guard:
           message = {**message, 'headers': headers}
       await send(message)
 
-    body = await _body(scope, receive)
-    if body is None:
-      problem = _json_response(
-        413, f'the body has more than {MAX_BODY_BYTES} bytes'
-      )
-      await problem(scope, receive, answer)
-    else:
+    service = self._service
+    try:
+      body = await self._body(scope, receive)
+      if isinstance(body, _Refused):
+        await _json_response(body.status, body.why)(scope, receive, answer)
+        return
+      service.unanswered += 1
+      service.bytes_read += len(body)
       chunks = iter([{'type': 'http.request', 'body': body}])
 
       async def replay() -> Any:
         return next(chunks, None) or await receive()
 
-      await self._app(scope, replay, answer)
-    route = scope.get('route')
-    path = getattr(route, 'path', 'other')
-    self._service.observe(path, status, time.perf_counter() - begin)
+      try:
+        await self._app(scope, replay, answer)
+      finally:
+        service.bytes_read -= len(body)
+      service.unanswered -= 1
+    except _Gone:
+      status = 499  # As proxies have it: nobody waits for an answer.
+    finally:
+      path = getattr(scope.get('route'), 'path', 'other')
+      seconds = time.perf_counter() - begin
+      service.observe(path, status or 500, seconds)
 
+  async def _body(self, scope: Any, receive: Any) -> 'bytes | _Refused':
+    """The whole body.
 
-async def _body(scope: Any, receive: Any) -> bytes | None:
-  """The whole body; None where it is longer than may be."""
-  for name, value in scope['headers']:
-    if name == b'content-length' and int(value) > MAX_BODY_BYTES:
-      return None
-  body = bytearray()
-  while True:
-    message = await receive()
-    body += message.get('body', b'')
-    if len(body) > MAX_BODY_BYTES:
-      return None
-    if not message.get('more_body', False):
-      return bytes(body)
+    Raises:
+      _Gone: the connection ended before it.
+    """
+    too_long = _Refused(413, f'the body has more than {MAX_BODY_BYTES} bytes')
+    for name, value in scope['headers']:
+      if name == b'content-length' and int(value) > MAX_BODY_BYTES:
+        return too_long
+    body = bytearray()
+    while True:
+      message = await receive()
+      if message['type'] == 'http.disconnect':
+        raise _Gone
+      body += message.get('body', b'')
+      if len(body) > MAX_BODY_BYTES:
+        return too_long
+      if not message.get('more_body', False):
+        break
+    # What a body becomes takes many times its bytes.
+    if self._service.bytes_read + len(body) > MAX_BYTES_READ:
+      return _Refused(429, 'too much waits: ask again')
+    return bytes(body)

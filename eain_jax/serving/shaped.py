@@ -67,15 +67,16 @@ class ShapedScorer:
         self._logits(asked)
 
   def score(self, rows: Rows) -> np.ndarray:
-    """float32 [n], the logit of each row.
+    """float32 [n], the logit of each row; takes the rows out.
 
     Raises:
       InputError: a score is no number.
     """
-    asked = ask_rows(self.encoder, rows)
-    cuts = range(0, len(rows), self.max_rows)
-    parts = [self._logits(asked.rows(a, a + self.max_rows)) for a in cuts]
-    logits = np.concatenate([np.zeros(0, np.float32), *parts])
+    parts = [np.zeros(0, np.float32)]
+    while len(rows):
+      asked = ask_rows(self.encoder, rows.take(self.max_rows))
+      parts.append(self._logits(asked))
+    logits = np.concatenate(parts)
     if not np.isfinite(logits).all():
       raise InputError('a score is no number: the model has diverged')
     return logits

@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 
-from eain_jax.serving.batcher import Batcher, Overloaded
+from eain_jax.serving.batcher import Batcher
 from eain_jax.serving.candidates import Rows
 
 
@@ -28,18 +28,17 @@ class Model:
     return np.array([float(user) for user in rows.user], np.float32)
 
 
-def run(model, *asked, max_rows=4, max_waiting=100):
+def run(model, *asked, max_rows=4):
   """The answers to all that is asked while the first is scored."""
 
   async def all_at_once():
-    batcher = Batcher(model, max_rows, max_waiting)
+    batcher = Batcher(model, max_rows)
     tasks = []
     for one in asked:
       tasks.append(asyncio.create_task(batcher.score(one)))
       await asyncio.sleep(0.01)
     model.go.set()
     found = await asyncio.gather(*tasks, return_exceptions=True)
-    assert batcher.waiting == 0
     batcher.close()
     return found
 
@@ -66,40 +65,34 @@ def test_histories_of_their_own_stand_apart():
   assert [batch.history for batch in model.batches][2] == [['h']]
 
 
-def test_too_much_is_refused_and_the_rest_is_answered():
-  found = run(Model(), rows(1, 2), rows(3, 4), rows(5), max_waiting=4)
-  assert list(found[0]) == [1, 2]
-  assert list(found[1]) == [3, 4]
-  assert isinstance(found[2], Overloaded)
-
-
-def test_one_larger_than_all_bounds_is_scored_alone():
-  [found] = run(Model(), rows(*range(9)), max_rows=2, max_waiting=3)
+def test_one_larger_than_a_batch_is_scored_alone():
+  [found] = run(Model(), rows(*range(9)), max_rows=2)
   assert list(found) == list(range(9))
 
 
-def test_an_error_reaches_those_of_its_batch_alone():
+def test_an_error_reaches_those_alone_whose_rows_raise_it():
   model = Model()
-  found = run(model, rows(1), rows('x'), rows(3), max_rows=1)
-  assert list(found[0]) == [1]
-  assert isinstance(found[1], ValueError)
-  assert list(found[2]) == [3]
+  found = run(model, rows(0), rows(1), rows('x'), rows(3))
+  assert [list(found[n]) for n in (0, 1, 3)] == [[0], [1], [3]]
+  assert isinstance(found[2], ValueError)
 
 
-def test_whoever_went_away_holds_nobody_up():
+def test_whoever_went_away_is_not_scored():
   model = Model()
 
   async def one_goes():
-    batcher = Batcher(model, 4, 100)
-    gone = asyncio.create_task(batcher.score(rows(1)))
-    stays = asyncio.create_task(batcher.score(rows(2)))
+    batcher = Batcher(model, 4)
+    first = asyncio.create_task(batcher.score(rows(1)))
+    await asyncio.sleep(0.01)
+    gone = asyncio.create_task(batcher.score(rows(2)))
+    stays = asyncio.create_task(batcher.score(rows(3)))
     await asyncio.sleep(0.01)
     gone.cancel()
     await asyncio.sleep(0.01)
     model.go.set()
-    found = await stays
+    found = await asyncio.gather(first, stays)
     batcher.close()
-    return found, batcher.waiting
+    return [list(one) for one in found]
 
-  found, waiting = asyncio.run(one_goes())
-  assert (list(found), waiting) == ([2], 0)
+  assert asyncio.run(one_goes()) == [[1], [3]]
+  assert [batch.user for batch in model.batches] == [['1'], ['3']]

@@ -136,6 +136,42 @@ def test_an_export_is_served_with_the_same_scores(client, of_export):
   assert live[3]['logits'] != live[4]['logits']
 
 
+def test_an_export_needs_histories(of_export):
+  body = {'requests': [{'user': 'u001', 'items': ['i05']}]}
+  answer = of_export.post('/score', json=body)
+  assert answer.status_code == 422
+  assert 'give a history, [] for none' in answer.json()['detail']
+  body['requests'][0]['history'] = []
+  assert of_export.post('/score', json=body).status_code == 200
+
+
+def test_too_much_at_once_is_refused(service, client, monkeypatch):
+  one = {'user': 'u001', 'items': ['i05']}
+  monkeypatch.setattr(service, 'waiting', 65_536)
+  answer = client.post('/score', json={'requests': [one]})
+  assert answer.status_code == 429
+  assert client.post('/recommend', json={'user': 'u001'}).status_code == 429
+  monkeypatch.setattr(service, 'waiting', 0)
+  monkeypatch.setattr(service, 'bytes_read', 32 << 20)
+  assert client.post('/score', json={'requests': [one]}).status_code == 429
+  monkeypatch.setattr(service, 'bytes_read', 0)
+  ask(client, [one])
+  assert (service.waiting, service.unanswered, service.bytes_read) == (0, 0, 0)
+
+
+def test_a_failure_is_counted_and_hurts_nobody_else(
+  service, client, monkeypatch
+):
+  fails = lambda rows: 1 / 0
+  monkeypatch.setattr(service._batcher, '_score', fails)
+  body = {'requests': [{'user': 'u001', 'items': ['i05']}]}
+  assert client.post('/score', json=body).status_code == 500
+  monkeypatch.undo()
+  ask(client, body['requests'])
+  text = client.get('/metrics').text
+  assert 'http_requests_total{path="/score",status="500"} 1.0' in text
+
+
 def test_requests_with_and_without_histories_keep_their_places(client, model):
   given = {'user': 'u001', 'items': ['i05'], 'history': []}
   plain = {'user': 'u001', 'items': ['i05', 'i06']}
@@ -207,6 +243,36 @@ REFUSED = {
   ).encode(),
   'too many requests': json.dumps(
     {'requests': [{'user': 'u', 'items': ['i']}] * 257}
+  ).encode(),
+  'a million empty events': json.dumps(
+    {'requests': [{'user': 'u', 'items': ['i'], 'history': [{}] * 900}] * 256}
+  ).encode(),
+  'many items of no kind': json.dumps(
+    {'requests': [{'user': 'u', 'items': [1] * 1024}] * 256}
+  ).encode(),
+  'many keys': json.dumps({str(n): 1 for n in range(60_000)}).encode(),
+  'many context keys': json.dumps(
+    {
+      'requests': [
+        {
+          'user': 'u',
+          'items': ['i'],
+          'context': {str(n): '' for n in range(99)},
+        }
+      ]
+    }
+  ).encode(),
+  'a long key': json.dumps({'k' * 1_000_000: 1}).encode(),
+  'too many events': json.dumps(
+    {
+      'requests': [
+        {
+          'user': 'u',
+          'items': ['i'] * 1000,
+          'history': [{'item': 'i', 'timestamp': 1}] * 300,
+        }
+      ]
+    }
   ).encode(),
   'too long an id': json.dumps(
     {'requests': [{'user': 'u' * 4097, 'items': ['i']}]}
