@@ -354,7 +354,7 @@ class Service:
       times += [timestamp] * count
       for name, column in context.items():
         value = one.context.get(name)
-        column += [value and category(name, value)] * count
+        column += [category(name, value)] * count
       histories += [[e.item for e in events]] * count
       before += [[e.timestamp for e in events]] * count
     if asked[0].history is None:
