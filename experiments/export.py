@@ -9,12 +9,11 @@ again and scored before the command says that it is there.
 
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from eain_jax.artifacts import refuse_existing
 from eain_jax.serving.export import GOLDEN_BATCH, PLATFORMS, export_run
-from eain_jax.serving.exported import open_export
+from eain_jax.serving.exported import open_export, platform_here
 from eain_jax.training.restore import open_run
 from experiments import cli
 
@@ -46,8 +45,8 @@ def main() -> None:
     )
   refuse_existing(output, '--output')
   run = open_run(WORK_DIR.value, DATASET_DIR.value, cli.FLAGS.verify)
-  here = jax.default_backend()
-  is_for_here = ('cuda' if here == 'gpu' else here) in platforms
+  here = platform_here()
+  is_for_here = here in platforms
   export_run(
     run, output, platforms, open_export if is_for_here else lambda folder: None
   )

@@ -21,7 +21,7 @@ from eain_jax.data.soundness import check_features
 from eain_jax.errors import InputError
 from eain_jax.serving.asked_rows import make_rows
 from eain_jax.serving.candidates import Rows
-from eain_jax.serving.encoder import Encoder
+from eain_jax.serving.encoder import Encoder, power_of_two
 from eain_jax.serving.export import (
   FACTS,
   FORMAT_VERSION,
@@ -41,6 +41,12 @@ MAX_SLOTS = 4096
 # jax.export has a name for each maker of GPUs.
 _PLATFORM_OF = {'gpu': 'cuda'}
 _REMEDY = 'export the model again'
+
+
+def platform_here() -> str:
+  """What jax.export calls the devices of this process."""
+  backend = jax.default_backend()
+  return _PLATFORM_OF.get(backend, backend)
 
 
 class ExportedModel:
@@ -77,7 +83,7 @@ class ExportedModel:
     """float32 [n], the logits of rows that bring their histories."""
     if not len(rows):
       return np.zeros(0, np.float32)
-    slots = min(MAX_SLOTS, max(64, 1 << (len(rows) - 1).bit_length()))
+    slots = min(MAX_SLOTS, power_of_two(len(rows)))
     if slots not in self._scorers:
       self._scorers[slots] = Scorer(self.encoder, self._score, slots)
     [(_, logits, _)] = self._scorers[slots].score([rows])
@@ -264,8 +270,7 @@ def open_export(path: str | Path) -> ExportedModel:
       f'the rows of {folder / GOLDEN_ROWS} do not make {GOLDEN_BATCH}: a '
       f'vocabulary or a table of ids is not of this model, {_REMEDY}'
     )
-  here = jax.default_backend()
-  here = _PLATFORM_OF.get(here, here)
+  here = platform_here()
   if here not in platforms:
     raise InputError(
       f'{folder} is for {", ".join(platforms)}, and this is {here}: export '

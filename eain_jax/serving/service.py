@@ -30,6 +30,8 @@ from pydantic import (
 
 import eain_jax
 from eain_jax.data.batches import Batch
+from eain_jax.data.events import MAX_ID_LENGTH
+from eain_jax.serving.asked_rows import MAX_SECONDS
 from eain_jax.serving.batcher import Batcher
 from eain_jax.serving.candidates import Rows, category
 from eain_jax.serving.encoder import Encoder
@@ -40,11 +42,10 @@ from eain_jax.serving.shaped import ShapedScorer
 # Bounds of a request; what is beyond is refused before it is parsed or scored.
 MAX_BODY_BYTES = 1 << 20
 MAX_ASKED, MAX_CANDIDATES, MAX_HISTORY, MAX_K = 256, 1024, 1024, 1000
-MAX_ID, MAX_ROWS_WAITING = 4096, 65_536
+MAX_ROWS_WAITING = 65_536
 # Each candidate is scored with its history: what a call may come to.
 MAX_EVENTS = 1 << 18
 MAX_KEYS, MAX_BYTES_READ = 64, 32 << 20
-LAST_SECOND = 253_402_300_799  # of the year 9999
 
 
 def _encodable(value: str) -> str:
@@ -81,9 +82,11 @@ def _few(value: Any) -> Any:
   return value
 
 
-Text = Annotated[str, Field(max_length=MAX_ID), AfterValidator(_encodable)]
+Text = Annotated[
+  str, Field(max_length=MAX_ID_LENGTH), AfterValidator(_encodable)
+]
 Id = Annotated[Text, Field(min_length=1), AfterValidator(_identifier)]
-Seconds = Annotated[int, Field(ge=0, le=LAST_SECOND, strict=True)]
+Seconds = Annotated[int, Field(ge=0, le=MAX_SECONDS, strict=True)]
 
 
 class _Strict(BaseModel):
