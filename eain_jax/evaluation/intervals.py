@@ -186,7 +186,8 @@ def auc_interval(label_N: npt.ArrayLike, score_N: npt.ArrayLike) -> Interval:
     (positives_S, below_S, positives),
     (negatives_S, above_S, negatives),
   ):
-    deviation = np.dot(count_S, (placement_S - value) ** 2)
+    # Not np.dot: BLAS splits it by cores, and so does its last digit.
+    deviation = np.sum(count_S * (placement_S - value) ** 2)
     variance += float(deviation) / (count - 1) / count
   half_width = statistics.NormalDist().inv_cdf((1 + _LEVEL) / 2)
   return Interval(value, half_width * math.sqrt(variance), (value,))
