@@ -25,6 +25,12 @@ WORK_DIR = flags.DEFINE_string(
   required=True,
 )
 MODEL = flags.DEFINE_string('model', 'eain', 'lr, mf, dnn, din, deepfm, eain.')
+PROFILE = flags.DEFINE_bool(
+  'profile',
+  False,
+  'Trace twenty calls of the device, after the first ten, into '
+  'WORK_DIR/profile: perfetto_trace.json.gz is for https://ui.perfetto.dev.',
+)
 cli.define_verify()
 cli.define_models()
 cli.define_config(TrainConfig)
@@ -45,6 +51,7 @@ def main() -> None:
       config,
       Path(WORK_DIR.value),
       display,
+      profile_dir=Path(WORK_DIR.value) / 'profile' if PROFILE.value else None,
     )
   if not processes.is_first():
     return

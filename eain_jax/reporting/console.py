@@ -24,7 +24,7 @@ from rich.progress import (
   TimeRemainingColumn,
   TransferSpeedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from eain_jax.reporting import document
@@ -154,19 +154,20 @@ def metrics_on_console(values: Mapping[str, Any]) -> None:
   console.print(table)
 
 
-class _StepsColumn(ProgressColumn):
-  """Training steps a second, evaluations left out."""
+class _PaceColumn(ProgressColumn):
+  """Steps a second, the share of waiting for input, and memory."""
 
   def render(self, task: Task) -> Text:
-    rate = task.fields['rate']
-    return Text('' if rate is None else f'{rate:.1f} steps/s', 'dim')
+    return Text(task.fields['pace'], 'dim')
 
 
 class TrainingDisplay:
   """A report for `loop.fit`: a bar on a terminal, plain lines elsewhere.
 
   Use it as a context manager. Every validation record becomes a line; a
-  terminal has a bar under them, anything else one training line a minute.
+  terminal has a bar under them, anything else one training line a minute. Both
+  have steps a second, the share of the time that went into waiting for input,
+  and the most memory so far, see `device_memory.peak_bytes`.
 
   Args:
     title: what is trained.
@@ -186,23 +187,23 @@ class TrainingDisplay:
     self._console = console if to is None else to
     self._clock = clock
     self._loss: float | None = None
-    # Step and time of the last training record since an evaluation.
-    self._mark: tuple[int, float] | None = None
+    # The last training record since an evaluation.
+    self._last: Mapping[str, Any] | None = None
     self._last_line = clock()
     self._bar = None
     if self._console.is_terminal:
       columns: list[ProgressColumn] = [
         TextColumn('{task.description}', markup=False),
-        BarColumn(bar_width=28),
+        BarColumn(bar_width=8),
         TextColumn('epoch {task.fields[epoch]}', markup=False),
-        _StepsColumn(),
+        _PaceColumn(table_column=Column(no_wrap=True)),
         TimeElapsedColumn(),
       ]
       if epochs is not None:
         columns.append(TimeRemainingColumn())
       bar = Progress(*columns, console=self._console, transient=True)
       self._task = bar.add_task(
-        self._title, total=epochs, epoch=self._epoch_text(0.0), rate=None
+        self._title, total=epochs, epoch=self._epoch_text(0.0), pace=''
       )
       self._bar = bar
 
@@ -220,25 +221,37 @@ class TrainingDisplay:
     if record['kind'] == 'note':
       self._print(f'{self._title}: {record["text"]}')
       return
-    now, step = self._clock(), record['step']
-    rate = None
+    pace: str | None = None
     if record['kind'] == 'valid':
-      self._mark = None
+      self._last = None
       self._print(self._validation_line(record))
     else:
       self._loss = record['loss']
-      if self._mark and now > self._mark[1] and step > self._mark[0]:
-        rate = (step - self._mark[0]) / (now - self._mark[1])
-      self._mark = (step, now)
-      if self._bar is None and now - self._last_line >= _HEARTBEAT:
-        self._print(self._training_line(record, rate))
+      pace = self._pace(record)
+      self._last = record
+      is_due = self._clock() - self._last_line >= _HEARTBEAT
+      if self._bar is None and is_due:
+        self._print(self._training_line(record, pace))
     if self._bar:
       self._bar.update(
         self._task,
         completed=record['epoch'],
         epoch=self._epoch_text(record['epoch']),
-        **({} if rate is None else {'rate': rate}),
       )
+      if pace is not None:
+        self._bar.update(self._task, pace=pace)
+
+  def _pace(self, record: Mapping[str, Any]) -> str | None:
+    """Of a training record, since the one before it."""
+    if self._last is None:
+      return None
+    seconds = record['seconds'] - self._last['seconds']
+    if seconds <= 0:
+      return None
+    rate = (record['step'] - self._last['step']) / seconds
+    waited = record['seconds_waiting'] - self._last['seconds_waiting']
+    memory = filesize.decimal(record['peak_memory_bytes'])
+    return f'{rate:.1f} steps/s  {waited / seconds:.0%} input  {memory}'
 
   def _print(self, line: str) -> None:
     self._last_line = self._clock()
@@ -248,14 +261,12 @@ class TrainingDisplay:
     text = f'{epoch:.4g}' if epoch == round(epoch) else f'{epoch:.1f}'
     return text if self._epochs is None else f'{text}/{self._epochs}'
 
-  def _training_line(
-    self, record: Mapping[str, Any], rate: float | None
-  ) -> str:
+  def _training_line(self, record: Mapping[str, Any], pace: str | None) -> str:
     line = (
       f'{self._title}: epoch {self._epoch_text(record["epoch"])}  step '
       f'{record["step"]:,}  loss {record["loss"]:.4f}'
     )
-    return line if rate is None else f'{line}  {rate:.1f} steps/s'
+    return line if pace is None else f'{line}  {pace}'
 
   def _validation_line(self, record: Mapping[str, Any]) -> str:
     return (

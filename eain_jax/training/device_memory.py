@@ -1,5 +1,7 @@
-"""What devices have of memory, and whether a state fits."""
+"""What devices have of memory, what of it is used, and whether a state fits."""
 
+import resource
+import sys
 from pathlib import Path
 
 import jax
@@ -41,6 +43,19 @@ def available_bytes() -> int | None:
     cached = int(stats.get('inactive_file', 0))
     bounds.append(int(limit.read_text()) - int(used.read_text()) + cached)
   return min(bounds, default=None)
+
+
+def peak_bytes() -> int:
+  """The most that was in use at once so far, of this process' fullest device.
+
+  Of a CPU it is the process' resident memory, its data included.
+  """
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  peaks = [s['peak_bytes_in_use'] for s in stats if 'peak_bytes_in_use' in s]
+  if peaks:
+    return max(peaks)
+  most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return most if sys.platform == 'darwin' else 1024 * most
 
 
 def check_memory(

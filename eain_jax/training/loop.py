@@ -36,6 +36,7 @@ from eain_jax.training.device_memory import check_memory
 from eain_jax.training.memory import release_freed_memory
 from eain_jax.training.optimizer import evaluated_params, set_plateau_factor
 from eain_jax.training.parallel import Placement
+from eain_jax.training.profile import Profile
 from eain_jax.training.run_folder import (
   CONFIG_FILE,
   METRICS_FILE,
@@ -122,6 +123,7 @@ class _Plan:
   valid: EvalStream
   checkpoints: Checkpoints | None
   log: RunLog
+  profile: Profile
   stop: Stop
 
   @property
@@ -141,6 +143,7 @@ def fit(
   work_dir: Path | None = None,
   report: Report | None = None,
   parts: Sequence[str] = ('valid', 'test'),
+  profile_dir: Path | None = None,
 ) -> FitResult:
   """Trains a model to its best validation GAUC and evaluates that.
 
@@ -155,6 +158,8 @@ def fit(
       interrupted there goes on. None: nothing is kept.
     report: is called with every record of the log; what it raises ends the run.
     parts: what the result has the metrics of. A search leaves 'test' out.
+    profile_dir: some steps are traced into it; see `profile`. The first process
+      alone does.
 
   Raises:
     InputError: the folder holds another run; the batch or the state does not
@@ -198,6 +203,7 @@ def fit(
       open_eval_stream(dataset, 'valid', placement, config.valid_negatives),
       checkpoints,
       log,
+      Profile(profile_dir if is_first else None, log.say),
       stop,
     )
     for note in setup.notes:
@@ -205,7 +211,7 @@ def fit(
     inputs = stack.enter_context(
       contextlib.closing(_Inputs(plan, int(state.step)))
     )
-    with stop.held(), stop.may_end():
+    with stop.held(), stop.may_end(), plan.profile:
       state, best = _run(plan, inputs, state, best, record)
     assert best is not None, 'every run ends at an evaluation'
     result = _result(plan, best, record, int(state.step), parts)
@@ -237,14 +243,14 @@ def _begin(
   """The state, the best so far and the record to go on from, or new ones."""
   unit = checkpoints and checkpoints.restore(setup.state_shapes, log.warn)
   if unit:
-    processes.together(lambda: log.begin(unit.log, int(unit.state.step)))
+    processes.together(lambda: log.begin(unit.log))
     record = Record(**unit.loop)
     record.saved = (int(unit.state.step), record.evaluated_step)
     return unit.state, unit.best, record
   if work_dir:
     between = min(setup.config.save_period, setup.stream.steps_per_epoch)
     processes.together(lambda: log.check_new(between))
-  processes.together(lambda: log.begin('', 0))
+  processes.together(lambda: log.begin(''))
   return setup.make_state(), None, Record()
 
 
@@ -436,7 +442,7 @@ def _run(
     at_boundary = step > 0 and step % per_epoch == 0
     if at_boundary and record.evaluated_step != step:
       jax.block_until_ready(state)
-      record.seconds += time.perf_counter() - clock
+      _add_time(record, clock)
       try:
         state, best = _evaluate_boundary(plan, state, best, record)
       except Interrupted:
@@ -455,13 +461,15 @@ def _run(
       if plan.checkpoints:
         plan.checkpoints.wait()
       return state, best
-    asked = time.perf_counter()
-    count, batch = next(inputs)
-    record.seconds_waiting += time.perf_counter() - asked
-    if inputs.stops:
-      inputs.close()
-      _end_early(plan, state, best, record, pending, clock)
-    state, metrics = train(state, batch)
+    with plan.profile.call(step, state):
+      asked = time.perf_counter()
+      with jax.profiler.TraceAnnotation('wait for input'):
+        count, batch = next(inputs)
+      record.seconds_waiting += time.perf_counter() - asked
+      if inputs.stops:
+        inputs.close()
+        _end_early(plan, state, best, record, pending, clock)
+      state, metrics = train(state, batch)
     plan.stop.can_end = False
     metrics = inputs.observe(metrics)
     step += count
@@ -474,13 +482,23 @@ def _run(
       plan.checkpoints.check()
     if pending:
       # The step before is read while this one runs.
+      clock = _add_time(record, clock)
       _log_training(plan, state, record, pending)
       pending = {}
     if step % config.log_every == 0 or step % per_epoch == 0:
       pending = {'step': step, 'epoch': step / per_epoch, **metrics}
     if pending and step % per_epoch == 0:
+      jax.block_until_ready(state)
+      clock = _add_time(record, clock)
       _log_training(plan, state, record, pending)
       pending = {}
+
+
+def _add_time(record: Record, clock: float) -> float:
+  """Adds the time since `clock` to the training time; the clock now."""
+  now = time.perf_counter()
+  record.seconds += now - clock
+  return now
 
 
 def _end_early(
@@ -510,16 +528,15 @@ def _save(
   position = (int(state.step), record.evaluated_step)
   if plan.checkpoints is None or position in ((0, 0), record.saved):
     return pending, clock
+  clock = _add_time(record, clock)
   if pending:
     # A record of a step that is saved would not come again.
     _log_training(plan, state, record, pending)
-  now = time.perf_counter()
-  record.seconds += now - clock
   record.saved = position
   plan.checkpoints.save(
     state, best, dataclasses.asdict(record), plan.log.text()
   )
-  return {}, now
+  return {}, clock
 
 
 def _log_training(

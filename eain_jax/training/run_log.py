@@ -3,22 +3,25 @@
 `metrics.jsonl` follows from data, settings and seed alone: a checkpoint holds
 its text so far, and a run that goes on writes that again before anything else.
 So it has neither gap nor repeat, however often the run was interrupted.
-`timings.jsonl` has the times, which no two runs share.
+`timings.jsonl` has the times and the memory, which no two runs share.
+TensorBoard's file is made of both; see `event_file`.
 """
 
 import contextlib
 import json
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eain_jax.artifacts import write_text
 from eain_jax.errors import InputError
+from eain_jax.training.device_memory import peak_bytes
+from eain_jax.training.event_file import EventFile
 from eain_jax.training.run_folder import METRICS_FILE, RESULT_FILE, TIMINGS_FILE
 
 Report = Callable[[Mapping[str, Any]], None]
-TIMES = ('seconds', 'seconds_waiting')
 
 
 class RunLog:
@@ -28,12 +31,13 @@ class RunLog:
     """Opens nothing yet; see `begin`. `work_dir` None: nothing is kept."""
     self._work_dir, self._report = work_dir, report
     self._files: list[Any] = []
+    self._events: EventFile | None = None
 
   def __enter__(self):
     return self
 
   def __exit__(self, *exc_info):
-    for file in self._files:
+    for file in (*self._files, *filter(None, [self._events])):
       file.close()
 
   def check_new(self, between: int) -> None:
@@ -59,15 +63,27 @@ class RunLog:
     if last:
       self.say('the run has no checkpoint yet: it begins anew')
 
-  def begin(self, text: str, step: int) -> None:
-    """Takes up the log where a checkpoint of `step` left it, with `text`."""
+  def begin(self, text: str) -> None:
+    """Takes up the log where a checkpoint left it, with `text`.
+
+    Raises:
+      InputError: the disk is full.
+    """
     if self._work_dir is None:
       return
     metrics = self._work_dir / METRICS_FILE
     timings = self._work_dir / TIMINGS_FILE
-    write_text(metrics, text)
-    write_text(timings, _timings_until(timings, step))
-    self._files = [metrics.open('a'), timings.open('a')]
+    records = [json.loads(line) for line in text.splitlines()]
+    logged = _with_times(records, timings)
+    with self._as_input_error():
+      write_text(metrics, text)
+      lines = [json.dumps(times) + '\n' for _, times in logged]
+      write_text(timings, ''.join(lines))
+      self._files = [metrics.open('a'), timings.open('a')]
+    # Runs of before there were event files have no time of day.
+    self._events = EventFile(
+      self._work_dir, [(r, times) for r, times in logged if 'time' in times]
+    )
 
   def text(self) -> str:
     """All records so far, for a checkpoint."""
@@ -83,19 +99,31 @@ class RunLog:
     Raises:
       InputError: the disk is full.
     """
-    times = {'seconds': seconds, 'seconds_waiting': seconds_waiting}
+    times = {
+      'seconds': seconds,
+      'seconds_waiting': seconds_waiting,
+      'time': time.time(),
+      'peak_memory_bytes': peak_bytes(),
+    }
     at = {'kind': record['kind'], 'step': record['step'], **times}
-    try:
+    with self._as_input_error():
       for file, line in zip(self._files, (record, at), strict=False):
         file.write(json.dumps(line) + '\n')
         file.flush()
+      if self._events:
+        self._events.add(record, times)
+    if self._report:
+      self._report({**record, **times})
+
+  @contextlib.contextmanager
+  def _as_input_error(self) -> Iterator[None]:
+    try:
+      yield
     except OSError as error:
       raise InputError(
         f'{self._work_dir}: the log cannot be written, {error.strerror}: make '
         'room, and run the same command again'
       ) from error
-    if self._report:
-      self._report({**record, **times})
 
   def warn(self, text: str) -> None:
     """As `say`; where there is no report, as a warning of Python's."""
@@ -119,16 +147,16 @@ def _last_step(path: Path) -> int:
   return last
 
 
-def _timings_until(path: Path, step: int) -> str:
-  """The lines up to a step: what comes later will come again."""
-  if not path.is_file():
-    return ''
-  kept = []
-  for line in path.read_text(errors='replace').splitlines():
-    try:
-      if json.loads(line)['step'] > step:
-        break
-    except (ValueError, KeyError, TypeError):
-      break  # The process was killed while it wrote this one.
-    kept.append(line + '\n')
-  return ''.join(kept)
+def _with_times(
+  records: Sequence[Mapping[str, Any]], path: Path
+) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:
+  """Records with their lines of `path`, which may have more; or fewer."""
+  found = {}
+  if path.is_file():
+    for line in path.read_text(errors='replace').splitlines():
+      # The last one is cut where the process was killed while it wrote it.
+      with contextlib.suppress(ValueError, KeyError, TypeError):
+        times = json.loads(line)
+        found[times['kind'], times['step']] = times
+  placed = [((record['kind'], record['step']), record) for record in records]
+  return [(record, found[at]) for at, record in placed if at in found]

@@ -110,11 +110,14 @@ def test_a_long_epoch_gives_a_line_a_minute(fake):
   record = fake.run('eain', 0).records[0]
   for number in range(1, 14):
     now[0] = 10.0 * number
-    display({**record, 'step': 500 * number, 'epoch': number / 100})
-  # At 60 and 120 s; 500 steps in 10 s.
+    times = {'seconds': now[0], 'seconds_waiting': 0.25 * number}
+    place = {'step': 500 * number, 'epoch': number / 100}
+    display({**record, **place, **times})
+  # At 60 and 120 s; 500 steps in 10 s, of which a quarter of one was a wait.
+  pace = '50.0 steps/s  2% input  1.5 GB'
   assert _shown(console).splitlines() == [
-    'din: epoch 0.1/2  step 3,000  loss 0.9000  50.0 steps/s',
-    'din: epoch 0.1/2  step 6,000  loss 0.9000  50.0 steps/s',
+    f'din: epoch 0.1/2  step 3,000  loss 0.9000  {pace}',
+    f'din: epoch 0.1/2  step 6,000  loss 0.9000  {pace}',
   ]
 
 
@@ -139,8 +142,7 @@ def test_bar_on_a_terminal(fake):
   assert 'eain [bold]' in text
   assert 'epoch 2/4' in text
   assert 'AUC 0.8200' in text
-  # From step 10 to step 20 in one reading of the clock, .5 s.
-  assert '20.0 steps/s' in text
+  assert '20.0 steps/s  0% input  1.5 GB' in text
 
 
 def test_results_stay_off_standard_output():
