@@ -150,7 +150,7 @@ def _in_hash_order(rows: np.ndarray) -> np.ndarray:
 def mask_matrix(
   mask_P: np.ndarray, num_fields: int
 ) -> list[list[float | None]]:
-  """[F][F], symmetric, None on the diagonal, from the pairs i < j."""
+  """F lists of F, symmetric, None on the diagonal, from the pairs i < j."""
   matrix = np.zeros((num_fields, num_fields))
   matrix[np.triu_indices(num_fields, 1)] = mask_P
   matrix += matrix.T
@@ -426,7 +426,8 @@ def look_inside(
     average: over the first 'requests' positives, at most NUM_AVERAGED:
       'attention' (see `attention_by_rank`), 'same' (by attribute, see
       `attention_to_same`), 'gate' (by field its mean and QUANTILES), 'mask'
-      (of each pair of fields the mean |M|, [F][F]); None without the layer.
+      (of each pair of fields the mean |M|, F lists of F); None without the
+      layer.
     examples: the first NUM_EXAMPLES positives whose history has EXAMPLE_EVENTS
       events: 'row' of the part, 'history' from the newest event on, and of
       'positive' and 'negative', the one that scores highest, the item, 'logit',

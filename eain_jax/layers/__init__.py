@@ -15,17 +15,46 @@ Histories are packed: the events of all requests stand one after another, and
 `segment_N` tells the request of each; a segment of R or more is padding.
 """
 
-from eain_jax.layers.attention import ActivationUnit, AdditiveAttention
-from eain_jax.layers.mask_block import MaskBlock
-from eain_jax.layers.mlp import MLP
-from eain_jax.layers.position_cross import PositionAwareInteraction
-from eain_jax.layers.squeeze_excitation import SqueezeExcitation
+from eain_jax.layers.attention import (
+  ActivationUnit,
+  AdditiveAttention,
+  additive_score,
+  pack_histories,
+  pool_history,
+  segment_softmax,
+)
+from eain_jax.layers.embedding import embed, embed_mean
+from eain_jax.layers.mask_block import MaskBlock, masked_interactions
+from eain_jax.layers.mlp import MLP, Dice, PReLU
+from eain_jax.layers.position_cross import (
+  PositionAwareInteraction,
+  outer_cross,
+  sinusoidal_encoding,
+)
+from eain_jax.layers.squeeze_excitation import (
+  SqueezeExcitation,
+  excite,
+  squeeze,
+)
 
 __all__ = [
   'MLP',
   'ActivationUnit',
   'AdditiveAttention',
+  'Dice',
   'MaskBlock',
+  'PReLU',
   'PositionAwareInteraction',
   'SqueezeExcitation',
+  'additive_score',
+  'embed',
+  'embed_mean',
+  'excite',
+  'masked_interactions',
+  'outer_cross',
+  'pack_histories',
+  'pool_history',
+  'segment_softmax',
+  'sinusoidal_encoding',
+  'squeeze',
 ]

@@ -68,7 +68,7 @@ class Inspection:
     weights_are_shares: those of a history sum to one.
     gates: (field, factor), or None without SE gates.
     fields: the names of the F fields of EAIN; () of another model.
-    mask: [F][F], of each pair of fields the mean |M|, or None.
+    mask: F lists of F, of each pair of fields the mean |M|, or None.
     nearest: by cosine of their embeddings 'item', 'attributes', 'cosine'.
   """
 

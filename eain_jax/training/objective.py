@@ -1,6 +1,7 @@
 """The loss, (13) and (14): BCE from logits plus lambda ||Theta||^2."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +25,14 @@ def binary_cross_entropy(logit: jax.Array, label: jax.Array) -> jax.Array:
   return label * jax.nn.softplus(-logit) + (1 - label) * jax.nn.softplus(logit)
 
 
-def squared_norm(params) -> jax.Array:
+def squared_norm(params: Any) -> jax.Array:
   """||Theta||^2: the sum of squares of all leaves, float32."""
   leaves = jax.tree.leaves(params)
   return sum((jnp.vdot(leaf, leaf) for leaf in leaves), jnp.zeros(()))
 
 
 def penalty(
-  params, l2: float, table_l2: float, total: Total = lambda x: x
+  params: Any, l2: float, table_l2: float, total: Total = lambda x: x
 ) -> jax.Array:
   """The second term of (14), over whole tables and all other parameters.
 
