@@ -187,7 +187,7 @@ class TrainingDisplay:
     self._console = console if to is None else to
     self._clock = clock
     self._loss: float | None = None
-    # The last training record since an evaluation.
+    # The training record before.
     self._last: Mapping[str, Any] | None = None
     self._last_line = clock()
     self._bar = None
@@ -223,7 +223,6 @@ class TrainingDisplay:
       return
     pace: str | None = None
     if record['kind'] == 'valid':
-      self._last = None
       self._print(self._validation_line(record))
     else:
       self._loss = record['loss']

@@ -11,6 +11,7 @@ from eain_jax.training.parallel import Placement
 from eain_jax.training.state import TrainState
 
 _MEMORY_INFO, _CGROUP = Path('/proc/meminfo'), Path('/sys/fs/cgroup')
+_STATUS = Path('/proc/self/status')
 
 
 def _available_in_system() -> int | None:
@@ -48,12 +49,18 @@ def available_bytes() -> int | None:
 def peak_bytes() -> int:
   """The most that was in use at once so far, of this process' fullest device.
 
-  Of a CPU it is the process' resident memory, its data included.
+  Of a CPU it is the process' resident memory, its data included. Earlier runs
+  of the process count.
   """
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
   peaks = [s['peak_bytes_in_use'] for s in stats if 'peak_bytes_in_use' in s]
   if peaks:
     return max(peaks)
+  if _STATUS.is_file():
+    # On Linux getrusage gives what a parent had at its fork, if that is more.
+    for line in _STATUS.read_text().splitlines():
+      if line.startswith('VmHWM:'):
+        return 1024 * int(line.split()[1])
   most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return most if sys.platform == 'darwin' else 1024 * most
 

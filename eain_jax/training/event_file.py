@@ -2,7 +2,7 @@
 
 It says nothing that `metrics.jsonl` and `timings.jsonl` do not: a run that goes
 on writes it anew from these two, as they were at its checkpoint, with the times
-of then. So it has neither gap nor repeat either.
+of then. So where these are whole it has neither gap nor repeat either.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,8 @@ from tensorboardX.proto import event_pb2, summary_pb2
 Event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
 Summary = summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-PREFIX = 'events'
+# TensorBoard asks for the one; the other tells ours from a user's own.
+PREFIX, SUFFIX = 'events', '.eain'
 # What a record is, not what it measured.
 _PLACES = ('kind', 'step', 'epoch')
 # To the disk so often at most, in seconds of the records' own times.
@@ -33,7 +34,8 @@ class EventFile:
 
   Args:
     work_dir: the run's folder. Nothing in it changes before the first `add`.
-    logged: records so far, with their times.
+    logged: records so far, with their times. What has no time of day, as runs
+      of before there were event files, is no event.
   """
 
   def __init__(
@@ -53,10 +55,10 @@ class EventFile:
       OSError: the disk is full.
     """
     if self._writer is None:
-      for file in self._work_dir.glob(f'{PREFIX}.out.tfevents.*'):
+      for file in self._work_dir.glob(f'{PREFIX}.out.tfevents.*{SUFFIX}'):
         file.unlink()
       # Its name has the time, so a TensorBoard that looks on opens it.
-      self._writer = EventsWriter(str(self._work_dir / PREFIX))
+      self._writer = EventsWriter(str(self._work_dir / PREFIX), SUFFIX)
       for earlier in self._logged:
         self._write(self._writer, *earlier)
     self._write(self._writer, record, times)
@@ -72,20 +74,25 @@ class EventFile:
     times: Mapping[str, Any],
   ) -> None:
     kind, step = record['kind'], record['step']
+    steps, seconds, waited = (
+      step - self._step,
+      times['seconds'] - self._seconds,
+      times['seconds_waiting'] - self._waiting,
+    )
+    self._step, self._seconds = step, times['seconds']
+    self._waiting = times['seconds_waiting']
+    if 'time' not in times:
+      return
     values = {
       f'{kind}/{name}': value
       for name, value in record.items()
       # Counts of a part are the same every time.
       if name not in _PLACES and isinstance(value, float)
     }
-    seconds = times['seconds'] - self._seconds
     if kind == 'train' and seconds > 0:
-      waited = times['seconds_waiting'] - self._waiting
-      values['speed/steps_per_second'] = (step - self._step) / seconds
+      values['speed/steps_per_second'] = steps / seconds
       values['speed/input_wait_share'] = waited / seconds
       values['memory/peak_bytes'] = float(times['peak_memory_bytes'])
-    self._step, self._seconds = step, times['seconds']
-    self._waiting = times['seconds_waiting']
     event = Event(wall_time=times['time'], step=step)
     event.summary.CopyFrom(
       Summary(

@@ -443,6 +443,7 @@ def _run(
     if at_boundary and record.evaluated_step != step:
       jax.block_until_ready(state)
       _add_time(record, clock)
+      plan.profile.end()
       try:
         state, best = _evaluate_boundary(plan, state, best, record)
       except Interrupted:
@@ -461,7 +462,12 @@ def _run(
       if plan.checkpoints:
         plan.checkpoints.wait()
       return state, best
-    with plan.profile.call(step, state):
+    if plan.profile.turns:
+      jax.block_until_ready(state)
+      _add_time(record, clock)
+      plan.profile.turn()
+      clock = time.perf_counter()
+    with plan.profile.call(step):
       asked = time.perf_counter()
       with jax.profiler.TraceAnnotation('wait for input'):
         count, batch = next(inputs)

@@ -2,7 +2,9 @@
 
 config.json      what identifies the run
 metrics.jsonl    the log; see `run_log`
-timings.jsonl    what the clock said
+timings.jsonl    what the clock said, and the memory
+events.out.*     both for TensorBoard; see `event_file`
+profile/         a trace, where one was asked for; see `profile`
 checkpoints/     see `checkpoint`
 result.json      once it is finished; then manifest.json has their hashes
 lock             held while a process is at work

@@ -36,9 +36,21 @@ class RunLog:
   def __enter__(self):
     return self
 
-  def __exit__(self, *exc_info):
+  def __exit__(self, kind: object, *exc_info: object) -> None:
+    """Closes all files.
+
+    Raises:
+      InputError: the disk is full, and no other exception is on its way.
+    """
+    failed = None
     for file in (*self._files, *filter(None, [self._events])):
-      file.close()
+      try:
+        file.close()
+      except OSError as error:
+        failed = error
+    if failed and kind is None:
+      with self._as_input_error():
+        raise failed
 
   def check_new(self, between: int) -> None:
     """Checks that a run without checkpoints never had one.
@@ -80,10 +92,7 @@ class RunLog:
       lines = [json.dumps(times) + '\n' for _, times in logged]
       write_text(timings, ''.join(lines))
       self._files = [metrics.open('a'), timings.open('a')]
-    # Runs of before there were event files have no time of day.
-    self._events = EventFile(
-      self._work_dir, [(r, times) for r, times in logged if 'time' in times]
-    )
+    self._events = EventFile(self._work_dir, logged)
 
   def text(self) -> str:
     """All records so far, for a checkpoint."""

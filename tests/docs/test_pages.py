@@ -1,11 +1,14 @@
 """The pages of docs/: their examples run, and no module is left out."""
 
 import doctest
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from eain_jax import layers
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / 'docs'
@@ -35,6 +38,12 @@ def test_the_examples_of_a_page_run(name, tmp_path, monkeypatch):
 
 def test_there_are_examples():
   assert {'layers.md', 'walkthrough.md'} <= {*EXAMPLES}
+
+
+def test_the_axis_letters_are_those_of_the_package():
+  in_package = re.findall(r'(?:^ |  )([A-Z])  \w', layers.__doc__, re.MULTILINE)
+  page = (PAGES / 'layers.md').read_text()
+  assert sorted(re.findall(r'\| ([A-Z]) \|', page)) == sorted(in_package)
 
 
 def test_every_module_has_its_reference():

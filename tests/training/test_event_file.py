@@ -1,18 +1,23 @@
 """What `metrics.jsonl` says, TensorBoard's own reader finds in the folder."""
 
+import errno
 import json
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
+from tensorboardX.record_writer import RecordWriter
 
 from eain_jax.config import MODEL_CONFIGS, TrainConfig
+from eain_jax.errors import InputError, Interrupted
 from eain_jax.training.loop import fit
+from eain_jax.training.run_log import RunLog
 
 CONFIG = TrainConfig(
   batch_size=320, epochs=3, learning_rate=5e-3, log_every=5, save_every=14
 )
 PLACES = ('kind', 'step', 'epoch')
+RECORD = {'kind': 'train', 'step': 1, 'epoch': 1.0, 'loss': 0.5}
 
 
 class Stopped(Exception):
@@ -30,7 +35,7 @@ def read_lines(path):
 
 def read_scalars(work_dir):
   """(tag, step) to (value, wall time)."""
-  (file,) = work_dir.glob('events.out.tfevents.*')
+  (file,) = work_dir.glob('events.out.tfevents.*.eain')
   events = event_accumulator.EventAccumulator(str(file))
   events.Reload()
   found = {}
@@ -123,6 +128,37 @@ def test_a_cut_line_of_times_costs_no_record(dataset, tmp_path):
   found = {step for tag, step in read_scalars(tmp_path) if tag == 'train/loss'}
   steps = [r['step'] for r in records if r['kind'] == 'train']
   assert found == {*steps} - {steps[1]}
+
+
+def test_a_full_disk_hides_no_exception_and_is_one_sentence(
+  tmp_path, monkeypatch
+):
+  def no_space(writer):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  def log_and(then):
+    with RunLog(tmp_path, None) as log:
+      log.begin('')
+      with pytest.raises(InputError, match='No space left on device: make'):
+        log(seconds=1.0, seconds_waiting=0.0, **RECORD)
+      then()
+
+  def be_told_to_stop():
+    raise Interrupted('told to stop')
+
+  monkeypatch.setattr(RecordWriter, 'flush', no_space)
+  with pytest.raises(Interrupted):
+    log_and(be_told_to_stop)
+  with pytest.raises(InputError, match='No space left on device: make room'):
+    log_and(lambda: None)
+
+
+def test_files_of_others_stay(tmp_path):
+  tmp_path.joinpath('events.out.tfevents.1.mine').write_bytes(b'mine')
+  with RunLog(tmp_path, None) as log:
+    log.begin('')
+    log(seconds=1.0, seconds_waiting=0.0, **RECORD)
+  assert len(list(tmp_path.glob('events.out.tfevents.*'))) == 2
 
 
 def _stop_at_last_epoch(dataset):
