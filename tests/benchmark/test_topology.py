@@ -205,24 +205,27 @@ def no_cache():
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.usefixtures('no_cache')
-def test_a_billion_rows_on_a_pod():
-  """The table, Adam, 65,536 examples with histories of 50, 256 chips."""
-  devices, _ = open_topology('v5e:16x16')
+def test_a_sixteenth_of_a_billion_rows_on_a_sixteenth_of_a_pod():
+  """Each chip has what it has of a billion rows and 65,536 examples on 256.
+
+  The whole pod is BUILD.md's command: it compiles three times as long.
+  """
+  devices, _ = open_topology('v5e:4x4')
   job = Job(
-    WorkloadConfig(items=1_000_000_000, history_length=50),
+    WorkloadConfig(items=62_500_000, history_length=50),
     'din',
     MODEL_CONFIGS['din'](embedding_dim=16, table_l2=0.0),
-    TrainConfig(batch_size=65_536),
+    TrainConfig(batch_size=4_096),
   ).resolved()
   assert job.train.table_update == 'rowwise'
   program = compile_step(job, devices)
-  assert program['parameters'] > 16e9
+  assert program['parameters'] > 1e9
   held = program['argument_bytes'] + program['temporary_bytes']
   assert held < 1.1e9
   # The state is updated where it lies.
   assert program['aliased_bytes'] > 0.99 * program['output_bytes']
-  distinct = 65_536 * 51
+  distinct = 4_096 * 51
   bound = 2.2 * distinct * 16 * 4 + 1.1 * program['dense_parameters'] * 4
   assert program['collective_bytes'] < bound
-  # What a chip sends does not grow with the number of chips.
-  assert program['collective_bytes'] < 0.02 * bound
+  # A chip sends its share, and room for how unevenly rows fall on owners.
+  assert program['collective_bytes'] < 2.5 / 16 * bound

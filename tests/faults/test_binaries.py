@@ -24,7 +24,7 @@ SETTINGS = (
   f'--save_every={SAVE_EVERY}',
 )
 # How often a run is killed; more is for a long night.
-KILLS = int(os.environ.get('EAIN_KILLS', '3'))
+KILLS = int(os.environ.get('EAIN_KILLS', '2'))
 
 
 def train(world, work, *flags):

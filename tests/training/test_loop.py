@@ -14,7 +14,7 @@ from eain_jax.training.loop import fit
 from eain_jax.training.restore import open_run
 
 CONFIG = TrainConfig(
-  batch_size=320, epochs=4, learning_rate=5e-3, log_every=5, save_every=7
+  batch_size=320, epochs=4, learning_rate=5e-3, log_every=5, save_every=20
 )
 
 
