@@ -19,7 +19,7 @@ from eain_jax.config import DownloadConfig
 from eain_jax.data.catalogue import DATASETS, RemoteFile, dataset_files
 from eain_jax.data.download import download
 from eain_jax.errors import InputError
-from eain_jax.reporting.console import TransferDisplay
+from eain_jax.reporting.progress import TransferDisplay
 from experiments import cli
 
 DATASET = flags.DEFINE_string(

@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from eain_jax.data.log_values import parse_columns
-from eain_jax.reporting.console import CountDisplay
+from eain_jax.reporting.progress import CountDisplay
 from eain_jax.serving.candidates import CandidateFile
 from eain_jax.serving.encoder import Encoder
 from eain_jax.serving.recommend_file import recommend_file

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from eain_jax.reporting.console import CountDisplay
+from eain_jax.reporting.progress import CountDisplay
 from eain_jax.serving.candidates import CandidateFile
 from eain_jax.serving.encoder import Encoder
 from eain_jax.serving.score_file import score_file

@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 
 from eain_jax.errors import InputError
-from eain_jax.reporting.console import console
+from eain_jax.reporting.progress import console
 from eain_jax.serving.encoder import Encoder
 from eain_jax.serving.export import flat_batch
 from eain_jax.serving.exported import open_export

@@ -17,7 +17,7 @@ from rich.text import Text
 from eain_jax.data.dataset import Dataset
 from eain_jax.errors import InputError, Interrupted
 from eain_jax.locking import locked_folder
-from eain_jax.reporting.console import TrainingDisplay, console
+from eain_jax.reporting.progress import TrainingDisplay, console
 from eain_jax.stopping import SIGNALS
 from eain_jax.training import processes
 from eain_jax.training.run_set import Job, train_all, train_jobs

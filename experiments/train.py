@@ -10,7 +10,8 @@ from pathlib import Path
 from absl import flags
 
 from eain_jax.config import TrainConfig
-from eain_jax.reporting.console import TrainingDisplay, metrics_on_console
+from eain_jax.reporting.console import metrics_on_console
+from eain_jax.reporting.progress import TrainingDisplay
 from eain_jax.training import processes
 from eain_jax.training.loop import fit
 from experiments import cli

@@ -20,7 +20,8 @@ from absl import flags
 from eain_jax.config import MODEL_CONFIGS, TrainConfig
 from eain_jax.errors import InputError
 from eain_jax.locking import locked_folder
-from eain_jax.reporting.console import TrainingDisplay, trials_on_console
+from eain_jax.reporting.console import trials_on_console
+from eain_jax.reporting.progress import TrainingDisplay
 from eain_jax.training.run_set import check_plan, claim_plan
 from experiments import cli
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eain_jax.reporting import document
-from eain_jax.reporting.console import console
+from eain_jax.reporting.progress import console
 
 _LAST_LINE = (
   'model',

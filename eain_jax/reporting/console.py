@@ -1,4 +1,4 @@
-"""What a person sees at the terminal, and what a log keeps elsewhere.
+"""What a command found, at the terminal.
 
 Everything here goes to standard error; standard output is for results that a
 program reads.
@@ -6,34 +6,20 @@ program reads.
 
 import math
 import re
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import filesize
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.progress import (
-  BarColumn,
-  DownloadColumn,
-  Progress,
-  ProgressColumn,
-  Task,
-  TextColumn,
-  TimeElapsedColumn,
-  TimeRemainingColumn,
-  TransferSpeedColumn,
-)
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from eain_jax.reporting import document
 from eain_jax.reporting.ablation import ablation_report
 from eain_jax.reporting.claims import METRIC_NAMES
+from eain_jax.reporting.progress import console
 
-console = Console(stderr=True, highlight=False)
 _TRIALS_SHOWN = 5
-_HEARTBEAT = 60.0  # seconds between two training lines where there is no bar
 _VERDICT_STYLES = {'holds': 'green', 'fails': 'red'}
 
 
@@ -152,274 +138,6 @@ def metrics_on_console(values: Mapping[str, Any]) -> None:
     limit = [_text(_value_text(name, known[name]))] if name in known else []
     table.add_row(_text(label), _text(text), *limit)
   console.print(table)
-
-
-class _PaceColumn(ProgressColumn):
-  """Steps a second, the share of waiting for input, and memory."""
-
-  def render(self, task: Task) -> Text:
-    return Text(task.fields['pace'], 'dim')
-
-
-class TrainingDisplay:
-  """A report for `loop.fit`: a bar on a terminal, plain lines elsewhere.
-
-  Use it as a context manager. Every validation record becomes a line; a
-  terminal has a bar under them, anything else one training line a minute. Both
-  have steps a second, the share of the time that went into waiting for input,
-  and the most memory so far, see `device_memory.peak_bytes`.
-
-  Args:
-    title: what is trained.
-    epochs: at most so many; without it the bar has no end and no time left.
-    to: where it is shown; standard error by default.
-    clock: seconds, ever rising.
-  """
-
-  def __init__(
-    self,
-    title: str,
-    epochs: int | None = None,
-    to: Console | None = None,
-    clock: Callable[[], float] = time.monotonic,
-  ):
-    self._title, self._epochs = document.printable(title), epochs
-    self._console = console if to is None else to
-    self._clock = clock
-    self._loss: float | None = None
-    # The training record before.
-    self._last: Mapping[str, Any] | None = None
-    self._last_line = clock()
-    self._bar = None
-    if self._console.is_terminal:
-      columns: list[ProgressColumn] = [
-        TextColumn('{task.description}', markup=False),
-        BarColumn(bar_width=8),
-        TextColumn('epoch {task.fields[epoch]}', markup=False),
-        _PaceColumn(table_column=Column(no_wrap=True)),
-        TimeElapsedColumn(),
-      ]
-      if epochs is not None:
-        columns.append(TimeRemainingColumn())
-      bar = Progress(*columns, console=self._console, transient=True)
-      self._task = bar.add_task(
-        self._title, total=epochs, epoch=self._epoch_text(0.0), pace=''
-      )
-      self._bar = bar
-
-  def __enter__(self) -> 'TrainingDisplay':
-    if self._bar:
-      self._bar.start()
-    return self
-
-  def __exit__(self, *exception: object) -> None:
-    if self._bar:
-      self._bar.stop()
-
-  def __call__(self, record: Mapping[str, Any]) -> None:
-    """Shows a record of the log."""
-    if record['kind'] == 'note':
-      self._print(f'{self._title}: {record["text"]}')
-      return
-    pace: str | None = None
-    if record['kind'] == 'valid':
-      self._print(self._validation_line(record))
-    else:
-      self._loss = record['loss']
-      pace = self._pace(record)
-      self._last = record
-      is_due = self._clock() - self._last_line >= _HEARTBEAT
-      if self._bar is None and is_due:
-        self._print(self._training_line(record, pace))
-    if self._bar:
-      self._bar.update(
-        self._task,
-        completed=record['epoch'],
-        epoch=self._epoch_text(record['epoch']),
-      )
-      if pace is not None:
-        self._bar.update(self._task, pace=pace)
-
-  def _pace(self, record: Mapping[str, Any]) -> str | None:
-    """Of a training record, since the one before it."""
-    if self._last is None:
-      return None
-    seconds = record['seconds'] - self._last['seconds']
-    if seconds <= 0:
-      return None
-    rate = (record['step'] - self._last['step']) / seconds
-    waited = record['seconds_waiting'] - self._last['seconds_waiting']
-    memory = filesize.decimal(record['peak_memory_bytes'])
-    return f'{rate:.1f} steps/s  {waited / seconds:.0%} input  {memory}'
-
-  def _print(self, line: str) -> None:
-    self._last_line = self._clock()
-    self._console.print(Text(line), soft_wrap=True)
-
-  def _epoch_text(self, epoch: float) -> str:
-    text = f'{epoch:.4g}' if epoch == round(epoch) else f'{epoch:.1f}'
-    return text if self._epochs is None else f'{text}/{self._epochs}'
-
-  def _training_line(self, record: Mapping[str, Any], pace: str | None) -> str:
-    line = (
-      f'{self._title}: epoch {self._epoch_text(record["epoch"])}  step '
-      f'{record["step"]:,}  loss {record["loss"]:.4f}'
-    )
-    return line if pace is None else f'{line}  {pace}'
-
-  def _validation_line(self, record: Mapping[str, Any]) -> str:
-    return (
-      f'{self._title}: epoch {self._epoch_text(record["epoch"])}  loss '
-      f'{document.number_text(self._loss)}'
-      f'  AUC {document.number_text(record["auc"])}  GAUC '
-      f'{document.number_text(record["gauc"])}  logloss '
-      f'{document.number_text(record["logloss"])}  lr '
-      f'x{record["learning_rate_factor"]:g}  {record["seconds"]:.1f} s'
-    )
-
-
-class TransferDisplay:
-  """How far a download is: a bar on a terminal, a line a minute elsewhere.
-
-  Args:
-    to: where it is shown; standard error by default.
-    clock: seconds, ever rising.
-  """
-
-  def __init__(
-    self,
-    to: Console | None = None,
-    clock: Callable[[], float] = time.monotonic,
-  ):
-    self._console = console if to is None else to
-    self._clock = clock
-    self._name = ''
-    self._last_line = 0.0
-    # Time and bytes when the present file began.
-    self._mark = (0.0, 0)
-    self._bar = None
-    if self._console.is_terminal:
-      self._bar = Progress(
-        TextColumn('{task.description}', markup=False),
-        BarColumn(bar_width=20),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=self._console,
-        transient=True,
-      )
-      self._task = self._bar.add_task('', visible=False)
-
-  def __enter__(self) -> 'TransferDisplay':
-    if self._bar:
-      self._bar.start()
-    return self
-
-  def __exit__(self, *exception: object) -> None:
-    if self._bar:
-      self._bar.stop()
-
-  def progress(self, name: str, done: int, total: int | None) -> None:
-    """So many bytes of a file are here; `total` is None where nobody knows."""
-    now = self._clock()
-    if name != self._name:
-      self._name, self._mark = name, (now, done)
-      self._print(f'{name}: {self._amount(done, total)}')
-      if self._bar:
-        self._bar.reset(
-          self._task, description=name, completed=done, visible=True
-        )
-    if self._bar:
-      self._bar.update(self._task, completed=done, total=total)
-    elif now - self._last_line >= _HEARTBEAT:
-      self._print(
-        f'{name}: {self._amount(done, total)}{self._pace(done, total)}'
-      )
-
-  def note(self, text: str) -> None:
-    """Something worth a line."""
-    if self._bar:
-      self._bar.update(self._task, visible=False)
-    self._name = ''
-    self._print(text)
-
-  def _print(self, line: str) -> None:
-    self._last_line = self._clock()
-    self._console.print(_text(line), soft_wrap=True)
-
-  def _amount(self, done: int, total: int | None) -> str:
-    if total is None:
-      return filesize.decimal(done)
-    if not done:
-      return filesize.decimal(total)
-    return f'{filesize.decimal(done)} of {filesize.decimal(total)}'
-
-  def _pace(self, done: int, total: int | None) -> str:
-    seconds, came = self._clock() - self._mark[0], done - self._mark[1]
-    if seconds <= 0 or came <= 0:
-      return ''
-    pace = f', {filesize.decimal(int(came / seconds))}/s'
-    if total is None:
-      return pace
-    left = (total - done) * seconds / came
-    return f'{pace}, {left / 60:.0f} minutes left'
-
-
-class CountDisplay:
-  """How many rows are done: a bar on a terminal, a line a minute elsewhere.
-
-  Args:
-    title: what is done with them.
-    to: where it is shown; standard error by default.
-    clock: seconds, ever rising.
-  """
-
-  def __init__(
-    self,
-    title: str,
-    to: Console | None = None,
-    clock: Callable[[], float] = time.monotonic,
-  ):
-    self._title = document.printable(title)
-    self._console = console if to is None else to
-    self._clock = clock
-    # Of the first call: what came before it took another run's time.
-    self._mark: tuple[float, int] | None = None
-    self._last_line = clock()
-    self._bar = None
-    if self._console.is_terminal:
-      self._bar = Progress(
-        TextColumn('{task.description}', markup=False),
-        TimeElapsedColumn(),
-        console=self._console,
-        transient=True,
-      )
-      self._task = self._bar.add_task(self._title)
-
-  def __enter__(self) -> 'CountDisplay':
-    if self._bar:
-      self._bar.start()
-    return self
-
-  def __exit__(self, *exception: object) -> None:
-    if self._bar:
-      self._bar.stop()
-
-  def __call__(self, done: int) -> None:
-    """So many rows are done."""
-    now = self._clock()
-    line = f'{self._title}: {done:,} rows'
-    if self._mark is None:
-      self._mark = (now, done)
-    elif now > self._mark[0]:
-      line += (
-        f', {(done - self._mark[1]) / (now - self._mark[0]):,.0f} a second'
-      )
-    if self._bar:
-      self._bar.update(self._task, description=line)
-    elif now - self._last_line >= _HEARTBEAT:
-      self._last_line = now
-      self._console.print(_text(line), soft_wrap=True)
 
 
 def trials_on_console(

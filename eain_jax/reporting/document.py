@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from eain_jax.evaluation.inside import EXAMPLE_EVENTS
 from eain_jax.reporting import paper
 from eain_jax.reporting.claims import METRIC_NAMES, NAMES, signed
 
@@ -524,6 +523,9 @@ def _strongest_pairs(
 
 def _inside(inside: Mapping[str, Any]) -> Section:
   """What EAIN looks at, on average; the examples are in its pictures."""
+  # Here, because it takes jax with it, which a progress bar needs not.
+  from eain_jax.evaluation.inside import EXAMPLE_EVENTS
+
   title = 'What EAIN looks at'
   if 'left_out' in inside:
     return Section(title, (Paragraph(f'Not shown: {inside["left_out"]}.'),))

@@ -8,8 +8,6 @@ from rich.console import Console
 
 from eain_jax.reporting import console as module
 from eain_jax.reporting.console import (
-  TrainingDisplay,
-  TransferDisplay,
   metrics_on_console,
   table1_on_console,
 )
@@ -91,96 +89,5 @@ def test_metrics_without_ceiling(fake, monkeypatch, ceiling):
   assert 'ceiling' not in _shown(console)
 
 
-def test_plain_lines_are_validations(fake):
-  console = _console()
-  with TrainingDisplay('eain', 20, console, clock=lambda: 0.0) as display:
-    for record in fake.run('eain', 0).records:
-      display(record)
-  assert _shown(console).splitlines() == [
-    'eain: epoch 1/20  loss 0.7000  AUC 0.8100  GAUC 0.8000  logloss 0.1900  '
-    'lr x0.1  3.0 s',
-    'eain: epoch 2/20  loss 0.3500  AUC 0.8200  GAUC 0.8100  logloss 0.1800  '
-    'lr x0.1  6.0 s',
-  ]
-
-
-def test_a_long_epoch_gives_a_line_a_minute(fake):
-  console, now = _console(), [0.0]
-  display = TrainingDisplay('din', 2, console, clock=lambda: now[0])
-  record = fake.run('eain', 0).records[0]
-  for number in range(1, 14):
-    now[0] = 10.0 * number
-    times = {'seconds': now[0], 'seconds_waiting': 0.25 * number}
-    place = {'step': 500 * number, 'epoch': number / 100}
-    display({**record, **place, **times})
-  # At 60 and 120 s; 500 steps in 10 s, of which a quarter of one was a wait.
-  pace = '50.0 steps/s  2% input  1.5 GB'
-  assert _shown(console).splitlines() == [
-    f'din: epoch 0.1/2  step 3,000  loss 0.9000  {pace}',
-    f'din: epoch 0.1/2  step 6,000  loss 0.9000  {pace}',
-  ]
-
-
-def test_a_resumed_run_begins_with_a_validation_and_may_have_no_gauc(fake):
-  console = _console()
-  record = fake.run('eain', 0).records[2] | {'gauc': math.nan}
-  TrainingDisplay('lr', to=console)(record)
-  assert _shown(console).startswith('lr: epoch 1  loss -  AUC 0.8100  GAUC -')
-
-
-def test_bar_on_a_terminal(fake):
-  console, now = _console(terminal=True, width=120), [0.0]
-
-  def clock():
-    now[0] += 0.5
-    return now[0]
-
-  with TrainingDisplay('eain [bold]', 4, console, clock) as display:
-    for record in fake.run('eain', 0).records:
-      display(record)
-  text = _shown(console)
-  assert 'eain [bold]' in text
-  assert 'epoch 2/4' in text
-  assert 'AUC 0.8200' in text
-  assert '20.0 steps/s  0% input  1.5 GB' in text
-
-
 def test_results_stay_off_standard_output():
   assert module.console.stderr
-
-
-def test_a_note_is_a_line_of_its_own():
-  console = _console()
-  with TrainingDisplay('din, seed 0', 3, console) as display:
-    display({'kind': 'note', 'step': 0, 'text': 'table update dense'})
-  assert _shown(console) == 'din, seed 0: table update dense\n'
-
-
-def test_a_download_gives_a_line_a_file_and_then_one_a_minute():
-  console, now = _console(), [0.0]
-  display = TransferDisplay(console, clock=lambda: now[0])
-  for second in range(0, 131, 10):
-    now[0] = float(second)
-    # 1 MB a second.
-    display.progress('a.gz', second * 1_000_000, 250_000_000)
-  display.note('a.gz has come')
-  display.progress('b.gz', 5_000, 10_000)
-  display.progress('c.gz', 0, None)
-  assert _shown(console).splitlines() == [
-    'a.gz: 250.0 MB',
-    'a.gz: 60.0 MB of 250.0 MB, 1.0 MB/s, 3 minutes left',
-    'a.gz: 120.0 MB of 250.0 MB, 1.0 MB/s, 2 minutes left',
-    'a.gz has come',
-    'b.gz: 5.0 kB of 10.0 kB',
-    'c.gz: 0 bytes',
-  ]
-
-
-def test_a_download_has_a_bar_on_a_terminal():
-  console, now = _console(terminal=True, width=120), [0.0]
-  with TransferDisplay(console, clock=lambda: now[0]) as display:
-    display.progress('[bold]a.gz', 0, 4_000_000)
-    display.progress('[bold]a.gz', 1_000_000, 4_000_000)
-  text = _shown(console)
-  assert '[bold]a.gz' in text
-  assert '1.0/4.0 MB' in text
