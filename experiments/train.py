@@ -57,7 +57,10 @@ def main() -> None:
   if not processes.is_first():
     return
   metrics_on_console(fitted.result['test'])
-  print(json.dumps({k: v for k, v in fitted.result.items() if k != 'valid'}))
+  left_out = ('valid', 'reliability')  # They stand in result.json.
+  print(
+    json.dumps({k: v for k, v in fitted.result.items() if k not in left_out})
+  )
   print(f'run: {WORK_DIR.value}')
 
 
