@@ -67,15 +67,11 @@ def saved(dataset, small_config, tmp_path_factory):
   ('before', 'after'),
   [
     (('mesh', 4), ONE),
-    (('mesh', 4), ('mesh', 2)),
-    (('mesh', 4), ('mesh', 4)),
     (('mesh', 4), ('mesh', 8)),
     (('mesh', 4), ('mesh', 3)),
     (('mesh', 4), ('pmap', 4)),
-    (('mesh', 4), ('mesh', 1)),
     (ONE, ('mesh', 4)),
     (('pmap', 4), ('mesh', 8)),
-    (('pmap', 4), ('pmap', 2)),
     (('pmap', 4), ONE),
   ],
 )
