@@ -14,6 +14,7 @@ from eain_jax.reporting.claims import METRIC_NAMES
 from eain_jax.reporting.measured import (
   Line,
   check_runs,
+  cut_notes,
   described_dataset,
   differences_to,
   interval_note,
@@ -89,7 +90,11 @@ def _rows(
   return sorted(rows, key=place)
 
 
-def _notes(base: Mapping[str, Any], runs: Sequence[Run]) -> list[str]:
+def _notes(
+  base: Mapping[str, Any],
+  rows: Sequence[Mapping[str, Any]],
+  runs: Sequence[Run],
+) -> list[str]:
   notes = [pairing_note('EAIN'), interval_note([base])]
   seeds = len(base['seeds'])
   if seeds == 1:
@@ -103,7 +108,7 @@ def _notes(base: Mapping[str, Any], runs: Sequence[Run]) -> list[str]:
       f'With {seeds} seeds only large differences can be shown; that none is '
       'shown is no proof that a part does nothing.'
     )
-  return notes + run_notes(runs)
+  return notes + run_notes(runs) + cut_notes([base, *rows])
 
 
 def build_ablation(
@@ -147,7 +152,7 @@ def build_ablation(
       'rows': rows,
       'ceiling': ceiling,
       'left_out': dict(left_out),
-      'notes': _notes(own, every),
+      'notes': _notes(own, rows, every),
       'protocol': protocol(manifest, base[0]),
       'dataset': described_dataset(manifest),
       'settings': {'prepare': manifest['config'], **without_seed(base[0])},

@@ -10,6 +10,7 @@ from eain_jax.reporting import paper
 from eain_jax.reporting.claims import NAMES, check_claims
 from eain_jax.reporting.measured import (
   check_runs,
+  cut_notes,
   described_dataset,
   differences_to,
   interval_note,
@@ -108,7 +109,7 @@ def _notes(
           f'{row["name"]} is {excess:.4f} above the ceiling, more than its '
           'sampling interval: look for a leak.'
         )
-  notes += run_notes(runs)
+  notes += run_notes(runs) + cut_notes(rows)
   if any('minus_eain' in row for row in rows):
     notes.append(pairing_note('EAIN'))
   if len({tuple(row['seeds']) for row in rows}) > 1:
