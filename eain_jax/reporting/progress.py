@@ -27,6 +27,7 @@ from rich.text import Text
 from eain_jax.reporting import document
 
 console = Console(stderr=True, highlight=False)
+_ROOM_FOR_A_BAR, _WIDTH_BUT_TITLE = 110, 66  # columns
 _HEARTBEAT = 60.0  # seconds between two lines where there is no bar
 
 
@@ -68,18 +69,27 @@ class TrainingDisplay:
     self._last_line = clock()
     self._bar = None
     if self._console.is_terminal:
+      # Where there is no room for all, the title is cut and the bar left out.
+      title = Text(self._title)
+      title.truncate(
+        max(8, self._console.width - _WIDTH_BUT_TITLE), overflow='ellipsis'
+      )
+      whole = lambda: Column(no_wrap=True)
       columns: list[ProgressColumn] = [
-        TextColumn('{task.description}', markup=False),
-        BarColumn(bar_width=8),
-        TextColumn('epoch {task.fields[epoch]}', markup=False),
-        _PaceColumn(table_column=Column(no_wrap=True)),
-        TimeElapsedColumn(),
+        TextColumn('{task.description}', markup=False, table_column=whole()),
+        TextColumn(
+          'epoch {task.fields[epoch]}', markup=False, table_column=whole()
+        ),
+        _PaceColumn(table_column=whole()),
+        TimeElapsedColumn(table_column=whole()),
       ]
       if epochs is not None:
-        columns.append(TimeRemainingColumn())
+        columns.append(TimeRemainingColumn(table_column=whole()))
+      if self._console.width >= _ROOM_FOR_A_BAR:
+        columns.insert(1, BarColumn(bar_width=16))
       bar = Progress(*columns, console=self._console, transient=True)
       self._task = bar.add_task(
-        self._title, total=epochs, epoch=self._epoch_text(0.0), pace=''
+        title.plain, total=epochs, epoch=self._epoch_text(0.0), pace=''
       )
       self._bar = bar
 

@@ -57,8 +57,10 @@ class EventFile:
     if self._writer is None:
       for file in self._work_dir.glob(f'{PREFIX}.out.tfevents.*{SUFFIX}'):
         file.unlink()
-      # Its name has the time, so a TensorBoard that looks on opens it.
-      self._writer = EventsWriter(str(self._work_dir / PREFIX), SUFFIX)
+      # Its name has the time, so a TensorBoard that looks on opens it, if it
+      # has its data server. Of a path 'gs:..' tensorboardX would make a bucket.
+      path = (self._work_dir / PREFIX).absolute()
+      self._writer = EventsWriter(str(path), SUFFIX)
       for earlier in self._logged:
         self._write(self._writer, *earlier)
     self._write(self._writer, record, times)

@@ -2,9 +2,11 @@
 
 import io
 import math
+import re
 import subprocess
 import sys
 
+import pytest
 from rich.console import Console
 
 from eain_jax.reporting.progress import TrainingDisplay, TransferDisplay
@@ -76,6 +78,28 @@ def test_bar_on_a_terminal(fake):
   assert 'epoch 2/4' in text
   assert 'AUC 0.8200' in text
   assert '20.0 steps/s  0% input  1.5 GB' in text
+
+
+@pytest.mark.parametrize(
+  'title', ['deepfm, seed 0', 'eain, no attention, seed 3']
+)
+def test_on_80_columns_the_title_gives_way_and_the_times_stay(title):
+  console = _console(terminal=True, width=80)
+  with TrainingDisplay(title, 20, console) as display:
+    for number in (1, 2):
+      record = {'kind': 'train', 'loss': 0.5, 'epoch': 12.3 + number}
+      place = {'step': 1_000 * number, 'seconds': 10.0 * number}
+      spent = {
+        'seconds_waiting': 1.2 * number,
+        'peak_memory_bytes': 897_600_000,
+      }
+      display({**record, **place, **spent})
+  lines = [line for line in _shown(console).splitlines() if 'steps/s' in line]
+  pace = '100.0 steps/s 12% input 897.6 MB'
+  found = ' '.join(lines[-1].split())
+  assert f'epoch 14.3/20 {pace} 0:00:0' in found
+  assert re.search(r'897\.6 MB \d:\d\d:\d\d \d:\d\d:\d\d', found)
+  assert title[:13] in found
 
 
 def test_a_note_is_a_line_of_its_own():
