@@ -70,8 +70,8 @@ class TrainingDisplay:
     self._bar = None
     if self._console.is_terminal:
       # Where there is no room for all, the title is cut and the bar left out.
-      title = Text(self._title)
-      title.truncate(
+      shown = Text(self._title)
+      shown.truncate(
         max(8, self._console.width - _WIDTH_BUT_TITLE), overflow='ellipsis'
       )
       whole = lambda: Column(no_wrap=True)
@@ -89,7 +89,7 @@ class TrainingDisplay:
         columns.insert(1, BarColumn(bar_width=16))
       bar = Progress(*columns, console=self._console, transient=True)
       self._task = bar.add_task(
-        title.plain, total=epochs, epoch=self._epoch_text(0.0), pace=''
+        shown.plain, total=epochs, epoch=self._epoch_text(0.0), pace=''
       )
       self._bar = bar
 
