@@ -1,7 +1,7 @@
-"""What a command found, at the terminal.
+"""What a command found, for a terminal.
 
-Everything here goes to standard error; standard output is for results that a
-program reads.
+Most of it is given back for the caller to print; `metrics_on_console` prints to
+standard error, for the same values are JSON on standard output.
 """
 
 import math

@@ -101,8 +101,8 @@ def measured_row(runs: Sequence[Run]) -> dict[str, Any]:
 
   Returns:
     seeds; by metric {'mean', 'ci95', 'values'} over them, on test and, under
-    'valid', on validation; auc_sampling_ci95, parameters, best_epoch, epochs
-    (the most that there may be) and steps of each seed.
+    'valid', on validation; auc_sampling_ci95, parameters, best_epoch and steps
+    of each seed; epochs, the most that any may have.
   """
   return {
     'seeds': [run.seed for run in runs],
@@ -113,7 +113,7 @@ def measured_row(runs: Sequence[Run]) -> dict[str, Any]:
     'valid': _intervals(runs, 'valid'),
     'parameters': [run.result['parameters'] for run in runs],
     'best_epoch': [run.result['best_epoch'] for run in runs],
-    'epochs': [run.settings['train_config']['epochs'] for run in runs],
+    'epochs': runs[0].settings['train_config']['epochs'],
     'steps': [run.result['steps'] for run in runs],
   }
 
@@ -219,12 +219,11 @@ def cut_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
   """Of rows with a name: whose training was cut before it stopped rising."""
   notes = []
   for row in rows:
-    ends = list(zip(row['best_epoch'], row['epochs'], strict=True))
-    cut = [most for best, most in ends if best >= most]
-    if cut:
+    ends, most = row['best_epoch'], row['epochs']
+    if cut := sum(end >= most for end in ends):
       notes.append(
-        f'{row["name"]}: {len(cut)} of {len(ends)} runs are best at the last '
-        f'of --epochs={max(cut)}, so longer training may be better.'
+        f'{row["name"]}: {cut} of {len(ends)} runs are best at the last of '
+        f'--epochs={most}, so longer training may be better.'
       )
   return notes
 

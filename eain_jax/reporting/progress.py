@@ -6,7 +6,7 @@ program reads. Nothing of jax is needed.
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 from rich import filesize
 from rich.console import Console
@@ -38,7 +38,39 @@ class _PaceColumn(ProgressColumn):
     return Text(task.fields['pace'], 'dim')
 
 
-class TrainingDisplay:
+class _Display:
+  """A context manager with a bar, on a terminal, and lines that stay.
+
+  Args:
+    to: where it is shown; standard error by default.
+    clock: seconds, ever rising.
+  """
+
+  def __init__(self, to: Console | None, clock: Callable[[], float]):
+    self._console = console if to is None else to
+    self._clock = clock
+    self._last_line = clock()
+    self._bar: Progress | None = None
+
+  def __enter__(self) -> Self:
+    if self._bar:
+      self._bar.start()
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    if self._bar:
+      self._bar.stop()
+
+  def _print(self, line: str) -> None:
+    self._last_line = self._clock()
+    self._console.print(Text(document.printable(line)), soft_wrap=True)
+
+  def _is_due(self) -> bool:
+    """Whether a line is to say how far it is: there is no bar to do so."""
+    return self._bar is None and self._clock() - self._last_line >= _HEARTBEAT
+
+
+class TrainingDisplay(_Display):
   """A report for `loop.fit`: a bar on a terminal, plain lines elsewhere.
 
   Use it as a context manager. Every validation record becomes a line; a
@@ -60,14 +92,11 @@ class TrainingDisplay:
     to: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
   ):
+    super().__init__(to, clock)
     self._title, self._epochs = document.printable(title), epochs
-    self._console = console if to is None else to
-    self._clock = clock
     self._loss: float | None = None
     # The training record before.
     self._last: Mapping[str, Any] | None = None
-    self._last_line = clock()
-    self._bar = None
     if self._console.is_terminal:
       # Where there is no room for all, the title is cut and the bar left out.
       shown = Text(self._title)
@@ -93,15 +122,6 @@ class TrainingDisplay:
       )
       self._bar = bar
 
-  def __enter__(self) -> 'TrainingDisplay':
-    if self._bar:
-      self._bar.start()
-    return self
-
-  def __exit__(self, *exception: object) -> None:
-    if self._bar:
-      self._bar.stop()
-
   def __call__(self, record: Mapping[str, Any]) -> None:
     """Shows a record of the log."""
     if record['kind'] == 'note':
@@ -114,8 +134,7 @@ class TrainingDisplay:
       self._loss = record['loss']
       pace = self._pace(record)
       self._last = record
-      is_due = self._clock() - self._last_line >= _HEARTBEAT
-      if self._bar is None and is_due:
+      if self._is_due():
         self._print(self._training_line(record, pace))
     if self._bar:
       self._bar.update(
@@ -137,10 +156,6 @@ class TrainingDisplay:
     waited = record['seconds_waiting'] - self._last['seconds_waiting']
     memory = filesize.decimal(record['peak_memory_bytes'])
     return f'{rate:.1f} steps/s  {waited / seconds:.0%} input  {memory}'
-
-  def _print(self, line: str) -> None:
-    self._last_line = self._clock()
-    self._console.print(Text(line), soft_wrap=True)
 
   def _epoch_text(self, epoch: float) -> str:
     text = f'{epoch:.4g}' if epoch == round(epoch) else f'{epoch:.1f}'
@@ -164,7 +179,7 @@ class TrainingDisplay:
     )
 
 
-class TransferDisplay:
+class TransferDisplay(_Display):
   """How far a download is: a bar on a terminal, a line a minute elsewhere.
 
   Args:
@@ -177,13 +192,10 @@ class TransferDisplay:
     to: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
   ):
-    self._console = console if to is None else to
-    self._clock = clock
+    super().__init__(to, clock)
     self._name = ''
-    self._last_line = 0.0
     # Time and bytes when the present file began.
     self._mark = (0.0, 0)
-    self._bar = None
     if self._console.is_terminal:
       self._bar = Progress(
         TextColumn('{task.description}', markup=False),
@@ -195,15 +207,6 @@ class TransferDisplay:
         transient=True,
       )
       self._task = self._bar.add_task('', visible=False)
-
-  def __enter__(self) -> 'TransferDisplay':
-    if self._bar:
-      self._bar.start()
-    return self
-
-  def __exit__(self, *exception: object) -> None:
-    if self._bar:
-      self._bar.stop()
 
   def progress(self, name: str, done: int, total: int | None) -> None:
     """So many bytes of a file are here; `total` is None where nobody knows."""
@@ -217,7 +220,7 @@ class TransferDisplay:
         )
     if self._bar:
       self._bar.update(self._task, completed=done, total=total)
-    elif now - self._last_line >= _HEARTBEAT:
+    elif self._is_due():
       self._print(
         f'{name}: {self._amount(done, total)}{self._pace(done, total)}'
       )
@@ -228,10 +231,6 @@ class TransferDisplay:
       self._bar.update(self._task, visible=False)
     self._name = ''
     self._print(text)
-
-  def _print(self, line: str) -> None:
-    self._last_line = self._clock()
-    self._console.print(Text(document.printable(line)), soft_wrap=True)
 
   def _amount(self, done: int, total: int | None) -> str:
     if total is None:
@@ -251,7 +250,7 @@ class TransferDisplay:
     return f'{pace}, {left / 60:.0f} minutes left'
 
 
-class CountDisplay:
+class CountDisplay(_Display):
   """How many rows are done: a bar on a terminal, a line a minute elsewhere.
 
   Args:
@@ -266,13 +265,10 @@ class CountDisplay:
     to: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
   ):
+    super().__init__(to, clock)
     self._title = document.printable(title)
-    self._console = console if to is None else to
-    self._clock = clock
     # Of the first call: what came before it took another run's time.
     self._mark: tuple[float, int] | None = None
-    self._last_line = clock()
-    self._bar = None
     if self._console.is_terminal:
       self._bar = Progress(
         TextColumn('{task.description}', markup=False),
@@ -281,15 +277,6 @@ class CountDisplay:
         transient=True,
       )
       self._task = self._bar.add_task(self._title)
-
-  def __enter__(self) -> 'CountDisplay':
-    if self._bar:
-      self._bar.start()
-    return self
-
-  def __exit__(self, *exception: object) -> None:
-    if self._bar:
-      self._bar.stop()
 
   def __call__(self, done: int) -> None:
     """So many rows are done."""
@@ -303,6 +290,5 @@ class CountDisplay:
       )
     if self._bar:
       self._bar.update(self._task, description=line)
-    elif now - self._last_line >= _HEARTBEAT:
-      self._last_line = now
-      self._console.print(Text(document.printable(line)), soft_wrap=True)
+    elif self._is_due():
+      self._print(line)

@@ -146,26 +146,27 @@ class RunLog:
       self._report({'kind': 'note', 'step': 0, 'text': text})
 
 
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+  """The lines of a log that were written whole, in their order."""
+  if not path.is_file():
+    return
+  for line in path.read_text(errors='replace').splitlines():
+    # The last one is cut where the process was killed while it wrote it.
+    with contextlib.suppress(ValueError):
+      match json.loads(line):
+        case {'kind': str(), 'step': int()} as values:
+          yield values
+
+
 def _last_step(path: Path) -> int:
   """The last step that was logged whole."""
-  last = 0
-  if path.is_file():
-    for line in path.read_text(errors='replace').splitlines():
-      with contextlib.suppress(ValueError, KeyError, TypeError):
-        last = max(last, int(json.loads(line)['step']))
-  return last
+  return max((times['step'] for times in _whole_lines(path)), default=0)
 
 
 def _with_times(
   records: Sequence[Mapping[str, Any]], path: Path
 ) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:
   """Records with their lines of `path`, which may have more; or fewer."""
-  found = {}
-  if path.is_file():
-    for line in path.read_text(errors='replace').splitlines():
-      # The last one is cut where the process was killed while it wrote it.
-      with contextlib.suppress(ValueError, KeyError, TypeError):
-        times = json.loads(line)
-        found[times['kind'], times['step']] = times
-  placed = [((record['kind'], record['step']), record) for record in records]
-  return [(record, found[at]) for at, record in placed if at in found]
+  place = lambda line: (line['kind'], line['step'])
+  found = {place(times): times for times in _whole_lines(path)}
+  return [(r, found[place(r)]) for r in records if place(r) in found]

@@ -46,6 +46,13 @@ def test_the_axis_letters_are_those_of_the_package():
   assert sorted(re.findall(r'\| ([A-Z]) \|', page)) == sorted(in_package)
 
 
+def test_the_speeds_of_the_readme_are_those_of_the_page():
+  readme = (ROOT / 'README.md').read_text().partition('## Speed')[2]
+  rows = re.findall(r'^\| .* \|$', readme, re.MULTILINE)
+  assert len(rows) > 2
+  assert {*rows} <= {*(PAGES / 'benchmark.md').read_text().splitlines()}
+
+
 def test_every_module_has_its_reference():
   for module in (ROOT / 'eain_jax').rglob('*.py'):
     parts = module.relative_to(ROOT).with_suffix('').parts

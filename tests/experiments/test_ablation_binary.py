@@ -9,17 +9,13 @@ from pathlib import Path
 import pytest
 
 from eain_jax.artifacts import check_manifest
+from tests.experiments.tiny_eain import TINY_EAIN
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
   '--epochs=1',
   '--batch_size=512',
-  '--embedding_dim=4',
-  '--mlp=8',
-  '--attention_dim=4',
-  '--mask_hidden_dim=8',
-  '--paim_dim=4',
-  '--position_dim=4',
+  *TINY_EAIN,
 )
 
 

@@ -12,6 +12,7 @@ import pytest
 from eain_jax.artifacts import write_manifest
 from eain_jax.locking import locked_folder
 from launch.local import merge_device_count
+from tests.experiments.tiny_eain import TINY_EAIN
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / '..' / 'shared' / 'data'
@@ -55,15 +56,6 @@ def world(tmp_path_factory):
   return folder
 
 
-# Of EAIN; quick to compile.
-TINY = (
-  '--embedding_dim=4',
-  '--mlp=8',
-  '--attention_dim=4',
-  '--mask_hidden_dim=8',
-  '--paim_dim=4',
-  '--position_dim=4',
-)
 SMALL = ('--epochs=2', '--batch_size=512', '--learning_rate=0.003')
 
 
@@ -98,7 +90,7 @@ def test_table1_twice_is_the_same_to_the_last_bit(tmp_path):
       f'--output_dir={out}',
       '--num_events=2000',
       '--models=lr,eain',
-      *TINY,
+      *TINY_EAIN,
       '--epochs=1',
       '--batch_size=512',
       # By two processes, whichever takes which run.
@@ -121,7 +113,12 @@ def test_table1_twice_is_the_same_to_the_last_bit(tmp_path):
   assert table['ceiling']
   assert {'gates.png', 'attention.png', 'calibration.png'} <= set(reports[0])
   # Started again, it reads its finished runs; with other flags it refuses.
-  flags = ('--num_events=2000', '--models=lr,eain', *TINY, '--batch_size=512')
+  flags = (
+    '--num_events=2000',
+    '--models=lr,eain',
+    *TINY_EAIN,
+    '--batch_size=512',
+  )
   again = call(
     'table1', f'--output_dir={tmp_path / "one"}', *flags, '--epochs=1'
   )

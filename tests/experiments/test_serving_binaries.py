@@ -17,6 +17,7 @@ import pytest
 from eain_jax.data.batches import make_eval_stream
 from eain_jax.evaluation.evaluator import score_part
 from eain_jax.training.restore import open_run
+from tests.experiments.tiny_eain import TINY_EAIN
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,12 +44,7 @@ def run_dir(dataset, tmp_path_factory):
     '--model=eain',
     '--epochs=1',
     '--batch_size=256',
-    '--embedding_dim=4',
-    '--mlp=8',
-    '--attention_dim=4',
-    '--mask_hidden_dim=8',
-    '--paim_dim=4',
-    '--position_dim=4',
+    *TINY_EAIN,
   )
   assert done.returncode == 0, done.stderr
   return folder

@@ -1,6 +1,9 @@
-"""Runs and a manifest whose numbers are known by hand."""
+"""Runs and a manifest whose numbers are known by hand, and a terminal."""
+
+import io
 
 import pytest
+from rich.console import Console
 
 from eain_jax.config import MODEL_CONFIGS, PrepareConfig, TrainConfig
 from eain_jax.training.run_set import Run
@@ -17,6 +20,21 @@ AUC = {
   'deepfm': (0.78, 0.79, 0.80),
   'eain': (0.80, 0.81, 0.82),
 }
+
+
+def make_console(*, terminal=False, width=80):
+  """A console without colours that keeps what it shows, see `shown`."""
+  return Console(
+    file=io.StringIO(),
+    force_terminal=terminal,
+    width=width,
+    highlight=False,
+    color_system=None,
+  )
+
+
+def shown(console):
+  return console.file.getvalue()
 
 
 def make_metrics(auc, **changed):

@@ -1,10 +1,8 @@
-"""What stands on a terminal, and what in a log."""
+"""What a command found, on a terminal."""
 
-import io
 import math
 
 import pytest
-from rich.console import Console
 
 from eain_jax.reporting import console as module
 from eain_jax.reporting.console import (
@@ -12,27 +10,14 @@ from eain_jax.reporting.console import (
   table1_on_console,
 )
 from eain_jax.reporting.table1 import build_table1, training_times
-
-
-def _console(*, terminal=False, width=80):
-  return Console(
-    file=io.StringIO(),
-    force_terminal=terminal,
-    width=width,
-    highlight=False,
-    color_system=None,
-  )
-
-
-def _shown(console):
-  return console.file.getvalue()
+from tests.reporting.conftest import make_console, shown
 
 
 def test_table_fits_80_columns_and_loses_no_figure(fake):
-  console = _console()
+  console = make_console()
   table = build_table1(fake.runs(3), fake.manifest(), fake.no_ceilings)
   console.print(table1_on_console(table, training_times(fake.runs(3))))
-  text = _shown(console)
+  text = shown(console)
   assert '…' not in text
   row = next(line for line in text.splitlines() if line.startswith('EAIN'))
   assert row.split() == [
@@ -57,36 +42,36 @@ def test_names_are_neither_markup_nor_escape_sequences(fake):
     'sha256': '0',
     'format': 'csv',
   }
-  console = _console()
+  console = make_console()
   table = build_table1(
     fake.runs(1), fake.manifest(sources=[source]), fake.no_ceilings
   )
   console.print(table1_on_console(table, training_times(fake.runs(1))))
-  assert '[red]x[/nonsense]\\x1b[2J' in _shown(console)
+  assert '[red]x[/nonsense]\\x1b[2J' in shown(console)
 
 
 def test_metrics(fake, monkeypatch):
-  console = _console()
+  console = make_console()
   monkeypatch.setattr(module, 'console', console)
   values = fake.metrics(0.75, gauc=math.nan, examples=12_345)
   metrics_on_console({**values, 'ceiling': {'auc': 0.9, 'gauc': 0.8}})
   lines = {
     line.rsplit('  ', 1)[0].split('  ')[0].strip(): line.split()
-    for line in _shown(console).splitlines()
+    for line in shown(console).splitlines()
   }
   assert lines['AUC'] == ['AUC', '0.7500', '±', '0.0020', '0.9000']
   assert lines['GAUC'] == ['GAUC', '-', '0.8000']
   assert lines['examples'] == ['examples', '12,345']
-  assert 'auc_ci95' not in _shown(console)
+  assert 'auc_ci95' not in shown(console)
 
 
 @pytest.mark.parametrize('ceiling', [{}, {'ceiling': None}])
 def test_metrics_without_ceiling(fake, monkeypatch, ceiling):
-  console = _console()
+  console = make_console()
   monkeypatch.setattr(module, 'console', console)
   metrics_on_console({**fake.metrics(0.75), **ceiling})
-  assert 'Ceiling' not in _shown(console)
-  assert 'ceiling' not in _shown(console)
+  assert 'Ceiling' not in shown(console)
+  assert 'ceiling' not in shown(console)
 
 
 def test_results_stay_off_standard_output():
