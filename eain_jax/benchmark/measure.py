@@ -145,11 +145,13 @@ def describe_program(
   batch = subject.place(batches.by_signature[batches.commonest])
   arguments = subject.arguments(batch)
   static = tuple(n for n, x in enumerate(arguments) if isinstance(x, int))
-  flops = matmul_flops(subject.step, *arguments, static_argnums=static)
   compiled = subject.step.lower(*arguments).compile()
   program = {
     **xla_counts(compiled),
-    'matmul_flops': flops // subject.steps_a_call,
+    # A call of many steps is a loop, which counts as one turn.
+    'matmul_flops': matmul_flops(
+      subject.step, *arguments, static_argnums=static
+    ),
   }
   return program, compiled.as_text()
 

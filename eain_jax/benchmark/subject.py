@@ -110,7 +110,8 @@ class Subject:
   def arguments(self, batch: Any) -> tuple:
     """What `step` takes: the present state and a batch."""
     if self._runner:
-      return self._state, self._runner.columns, *batch
+      sent = batch.steps, batch.count, batch.num_events
+      return self._state, self._runner.columns, *sent
     return (self._state, batch) if self._trains else (*self._state, batch)
 
   def run(self, batch: Any) -> Any:
@@ -131,6 +132,5 @@ class Subject:
   def place(self, batch: Any) -> Any:
     """The batch on the devices, where the step will look for it."""
     if self._runner:
-      steps, num_events = batch
-      return jax.device_put(steps), num_events
+      return batch.replace(steps=jax.device_put(batch.steps))
     return self._placement.put_batch(batch)

@@ -3,7 +3,7 @@
 The host decides which rows and candidates a step has, as for batches of its
 own, and sends only those numbers; histories, features and the plan of a
 row-wise update are looked up on the device. Many steps then run in one call,
-as a `lax.scan`. Order, negatives and losses are those of batches from the host.
+as a loop. Order, negatives and losses are those of batches from the host.
 """
 
 import dataclasses
@@ -131,7 +131,7 @@ def assemble(
   Args:
     columns: of `make_columns`.
     step: `rows` int32 [R], -1 for padding; `candidates` int32 [R, C], items;
-      `label` and `weight` float32 [R, C].
+      `label` and `weight` float32 [R, C]; `key` uint32 [2].
     features: of the dataset.
     num_events: static N, at least the events of the step.
     with_rows: plan the rows of a row-wise update.
@@ -178,6 +178,7 @@ def assemble(
     'row': jnp.arange(num_requests, dtype=jnp.int32),
     'label': step['label'],
     'weight': step['weight'],
+    'key': step['key'],
   }
   if with_rows:
     user = next(f.name for f in features if f.kind == 'user')
@@ -189,48 +190,82 @@ def assemble(
   return {**batch, 'items': items, 'context': context, 'user': user_R}
 
 
+@flax.struct.dataclass
+class StepInputs:
+  """What the host sends for the steps of a call; K is `STEPS_A_CALL`.
+
+  Attributes:
+    steps: `rows` int32 [K, R], `candidates` int32 [K, R, C], `label` and
+      `weight` float32 [K, R, C] of each step, as `assemble` takes them, and
+      `key` uint32 [K, 2], the bits of the run's key. Those beyond `count` are
+      padding.
+    count: int32, of steps.
+    num_events: static N, which holds the events of each.
+  """
+
+  steps: Mapping[str, Any]
+  count: Any
+  num_events: int
+
+
 @dataclasses.dataclass(frozen=True)
 class DeviceRunner:
   """Runs many steps in one call, on columns that stay where they are.
 
+  One program serves any number of steps, and runs of any seed.
+
   Attributes:
     stream: decides rows and candidates; on one device.
     columns: on the device.
-    run: compiled, `(state, columns, steps, num_events) -> (state, metrics)`.
+    key: uint32 [2], the bits of the run's key.
+    run: compiled, `(state, columns, steps, count, num_events) -> (state,
+      metrics)`.
   """
 
   stream: TrainStream
   columns: Columns
+  key: np.ndarray
   run: Any
 
-  def inputs(self, first: int, count: int) -> tuple[dict, int]:
-    """What the host sends for steps [first, first + count), and their N."""
-    stream, packer = self.stream, self.stream.packer
-    size, parts, most = packer.num_requests, [], 0
-    for step in range(first, first + count):
-      rows, items, label, weight = stream.examples(step)
-      start, end = packer.history_range(rows)
-      most = max(most, int(np.sum(end - start)))
-      short = size - len(rows)
-      padded = lambda x, value=0, short=short: np.pad(
-        x, [(0, short)] + [(0, 0)] * (x.ndim - 1), constant_values=value
-      )
-      parts.append(
-        {
-          'rows': padded(rows.astype(np.int32), -1),
-          'candidates': padded(items.astype(np.int32)),
-          'label': padded(label.astype(np.float32)),
-          'weight': padded(weight.astype(np.float32)),
-        }
-      )
-    stacked = {name: np.stack([p[name] for p in parts]) for name in parts[0]}
-    most_events = size * packer.history_length
-    return stacked, size_class(most, packer.base_events, most_events)
+  def inputs(self, first: int, count: int) -> StepInputs:
+    """What the host sends for steps [first, first + count)."""
+    packer = self.stream.packer
+    size, num_candidates = packer.num_requests, self.stream.num_candidates
+    num_rows = STEPS_A_CALL * size
+    rows = np.full(num_rows, -1, np.int32)
+    candidates = np.zeros((num_rows, num_candidates), np.int32)
+    label, weight = np.zeros((2, num_rows, num_candidates), np.float32)
+    events = np.zeros(num_rows, np.int64)
+    done = 0
+    while done < count:
+      # Those of one epoch are drawn together.
+      place = (first + done) % self.stream.steps_per_epoch
+      now = min(count - done, self.stream.steps_per_epoch - place)
+      drawn = self.stream.examples(first + done, num_steps=now)
+      at = slice(done * size, done * size + len(drawn[0]))
+      rows[at], candidates[at], label[at], weight[at] = drawn
+      start, end = packer.history_range(drawn[0])
+      events[at] = end - start
+      done += now
+    by_step = lambda x: x.reshape(STEPS_A_CALL, size, *x.shape[1:])
+    steps = {
+      'rows': by_step(rows),
+      'candidates': by_step(candidates),
+      'label': by_step(label),
+      'weight': by_step(weight),
+      'key': np.tile(self.key, (STEPS_A_CALL, 1)),
+    }
+    most = int(by_step(events).sum(axis=1).max())
+    num_events = size_class(
+      most, packer.base_events, size * packer.history_length
+    )
+    return StepInputs(steps, np.int32(count), num_events)
 
-  def __call__(self, state, inputs: tuple[dict, int]):
-    """The state after the steps, and their metrics, each [count]."""
-    steps, num_events = inputs
-    return self.run(state, self.columns, steps, num_events)
+  def __call__(self, state, inputs: StepInputs):
+    """The state after the steps, and the metrics of the last one."""
+    return self.run(
+      state, self.columns, inputs.steps, inputs.count, inputs.num_events
+    )
 
 
 def _check_memory(columns: Columns) -> None:
@@ -245,8 +280,15 @@ def _check_memory(columns: Columns) -> None:
     )
 
 
-def make_device_runner(stream: TrainStream, train_step: StepFn) -> DeviceRunner:
+def make_device_runner(
+  stream: TrainStream, train_step: StepFn, seed: int
+) -> DeviceRunner:
   """The runner of a pure, not yet compiled step.
+
+  Args:
+    stream: on one device.
+    train_step: of `step.make_train_step`.
+    seed: of the run.
 
   Raises:
     InputError: the columns do not suit a device, or do not fit into it.
@@ -256,15 +298,23 @@ def make_device_runner(stream: TrainStream, train_step: StepFn) -> DeviceRunner:
   features = stream.packer.dataset.features
   with_rows = stream.shards.plan == 'rows'
 
-  def run(state, columns, steps, num_events):
-    def one(state, step):
+  def run(state, columns, steps, count, num_events):
+    def one(number, state):
+      step = jax.tree.map(lambda of_steps: of_steps[number], steps)
       batch = assemble(columns, step, features, num_events, with_rows)
       return train_step(state, batch)
 
-    return jax.lax.scan(one, state, steps)
+    _, shapes = jax.eval_shape(one, 0, state)
+    metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    # A `scan` would be a program for each count, and to compile one takes a
+    # GPU as long as some epochs.
+    return jax.lax.fori_loop(
+      0, count, lambda number, carry: one(number, carry[0]), (state, metrics)
+    )
 
   return DeviceRunner(
     stream,
     jax.device_put(columns),
-    jax.jit(run, donate_argnums=0, static_argnums=3),
+    np.asarray(jax.random.key_data(jax.random.key(seed))),
+    jax.jit(run, donate_argnums=0, static_argnums=4),
   )

@@ -349,8 +349,7 @@ def evaluate(
 def _schedule(plan: _Plan, step: int) -> Iterator[tuple[int, int]]:
   """(first step, count) of each call of the device, from `step` to the end.
 
-  No call goes beyond a step at which the loop evaluates, saves or logs. Counts
-  are powers of two, so that there are few programs.
+  No call goes beyond a step at which the loop evaluates, saves or logs.
   """
   config, per_epoch = plan.config, plan.steps_per_epoch
   while step < plan.setup.num_steps:
@@ -360,7 +359,7 @@ def _schedule(plan: _Plan, step: int) -> Iterator[tuple[int, int]]:
     )
     count = 1
     if plan.setup.device_runner is not None:
-      count = min(STEPS_A_CALL, 2 ** (free.bit_length() - 1))
+      count = min(STEPS_A_CALL, free)
     yield step, count
     step += count
 
@@ -548,11 +547,7 @@ def _save(
 def _log_training(
   plan: _Plan, state: TrainState, record: Record, pending: Mapping[str, Any]
 ) -> None:
-  # A call of many steps has a value for each; the last is the step's.
-  values = {
-    name: float(np.asarray(value).reshape(-1)[-1])
-    for name, value in pending.items()
-  }
+  values = {name: float(np.asarray(value)) for name, value in pending.items()}
   step = int(pending['step'])
   if not math.isfinite(values['total_loss']):
     seen = f'the loss is {values["total_loss"]} at step {step}'

@@ -199,7 +199,7 @@ def set_up(
   )
   device_runner = None
   if config.data_placement == 'device':
-    device_runner = make_device_runner(stream, train_step)
+    device_runner = make_device_runner(stream, train_step, config.seed)
   return Setup(
     config,
     model,

@@ -78,7 +78,11 @@ def make_train_step(
       are_cut=tables_are_cut,
       is_rowwise=config.table_update != 'dense',
     )
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    if 'key' in batch:
+      run_key = jax.random.wrap_key_data(batch['key'])
+    else:
+      run_key = jax.random.key(config.seed)
+    key = jax.random.fold_in(run_key, state.step)
     label_RC, weight_RC = batch['label'], batch['weight']
     if config.shuffle_labels:
       shuffle_key = jax.random.fold_in(key, 2)

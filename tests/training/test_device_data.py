@@ -93,12 +93,12 @@ def test_a_batch_means_the_same(request, which, with_rows):
   optimizer = optax.sgd(0.1)
   model = make_model('lr')
   step = make_train_step(model, dataset.features, optimizer, TrainConfig())
-  runner = make_device_runner(stream, step)
+  runner = make_device_runner(stream, step, seed=0)
   for number in (0, stream.steps_per_epoch - 1):
-    steps, num_events = runner.inputs(number, 1)
-    one = {name: values[0] for name, values in steps.items()}
+    inputs = runner.inputs(number, 1)
+    one = {name: values[0] for name, values in inputs.steps.items()}
     found = jax.jit(assemble, static_argnums=(2, 3, 4))(
-      runner.columns, one, dataset.features, num_events, with_rows
+      runner.columns, one, dataset.features, inputs.num_events, with_rows
     )
     expected = stream.batch(number)
     assert meaning(found, dataset.features) == meaning(
@@ -110,11 +110,11 @@ def test_a_batch_means_the_same(request, which, with_rows):
 def test_many_steps_in_one_call_are_the_steps(
   dataset, small_config, random_state, with_rows
 ):
-  """Dropout included; across an epoch's end."""
+  """Dropout included; across an epoch's end; in calls of any length."""
   shards = Shards(plan='rows' if with_rows else 'none')
   stream = make_train_stream(dataset, BATCH_SIZE, 0, shards)
   optimizer = optax.adam(0.01)
-  config = TrainConfig()
+  config = TrainConfig(seed=7)
   model = make_model('eain', small_config('eain', dropout=0.3))
   step = make_train_step(model, dataset.features, optimizer, config)
   state = random_state(model, dataset, stream.batch(0), optimizer)
@@ -124,9 +124,13 @@ def test_many_steps_in_one_call_are_the_steps(
   for number in range(start, start + count):
     host, found = compiled(host, stream.batch(number))
     expected.append(float(found['loss']))
-  runner = make_device_runner(stream, step)
-  device, found = runner(state, runner.inputs(start, count))
-  np.testing.assert_allclose(found['loss'], expected, atol=2e-6)
+  runner = make_device_runner(stream, step, config.seed)
+  device = state
+  for first, last in ((0, 0), (1, 4), (5, 5)):
+    inputs = runner.inputs(start + first, last + 1 - first)
+    device, found = runner(device, inputs)
+    np.testing.assert_allclose(found['loss'], expected[last], atol=2e-6)
+  assert runner.run._cache_size() == 1
   for a, b in zip(jax.tree.leaves(host), jax.tree.leaves(device), strict=True):
     np.testing.assert_allclose(a, b, atol=5e-5)
 
@@ -160,4 +164,4 @@ def test_columns_that_do_not_fit_are_refused(dataset, monkeypatch):
   monkeypatch.setattr(jax, 'local_devices', lambda: [Small()])
   stream = make_train_stream(dataset, 100, 0)
   with pytest.raises(InputError, match='use --data_placement=host'):
-    make_device_runner(stream, lambda state, batch: (state, {}))
+    make_device_runner(stream, lambda state, batch: (state, {}), 0)
