@@ -174,8 +174,8 @@ def auc_interval(label_N: npt.ArrayLike, score_N: npt.ArrayLike) -> Interval:
   Raises:
     ValueError: as `metrics.tie_counts`.
   """
-  value = metrics.auc(label_N, score_N)
   positives_S, negatives_S = metrics.tie_counts(label_N, score_N)
+  value = metrics.auc_of_counts(positives_S, negatives_S)
   positives, negatives = int(positives_S.sum()), int(negatives_S.sum())
   if min(positives, negatives) < 2:
     return Interval(value, math.nan, (value,))

@@ -123,7 +123,11 @@ def auc(label_N: npt.ArrayLike, score_N: npt.ArrayLike) -> float:
   Raises:
     ValueError: as `tie_counts`.
   """
-  positives_S, negatives_S = tie_counts(label_N, score_N)
+  return auc_of_counts(*tie_counts(label_N, score_N))
+
+
+def auc_of_counts(positives_S: np.ndarray, negatives_S: np.ndarray) -> float:
+  """As `auc`, of what `tie_counts` returns."""
   num_pairs = int(positives_S.sum()) * int(negatives_S.sum())
   if not num_pairs:
     return float('nan')
@@ -154,11 +158,31 @@ class _TieBlocks:
   positives_G: np.ndarray
 
 
+def _order_within(group_N: np.ndarray, score_N: np.ndarray) -> np.ndarray:
+  """The rows by group, then score; ties stand in any order.
+
+  Where the rows of a group stand together, as those of a part do, each group
+  is sorted alone, all of a size at once: a tenth of a sort of all rows.
+  """
+  start_G = np.flatnonzero(_changes(group_N))
+  if not (group_N[start_G[1:]] > group_N[start_G[:-1]]).all():
+    return np.lexsort((score_N, group_N))
+  size_G = np.diff(start_G, append=group_N.size)
+  by_size_G = np.argsort(size_G, kind='stable')
+  changes = np.flatnonzero(_changes(size_G[by_size_G]))
+  order_N = np.empty(group_N.size, np.int64)
+  for groups in np.split(by_size_G, changes[1:]):
+    row_GJ = start_G[groups, None] + np.arange(size_G[groups[0]])
+    by_score_GJ = np.argsort(score_N[row_GJ], axis=1)
+    order_N[row_GJ] = np.take_along_axis(row_GJ, by_score_GJ, axis=1)
+  return order_N
+
+
 def _tie_blocks(
   group_N: np.ndarray, positive_N: np.ndarray, score_N: np.ndarray
 ) -> _TieBlocks:
   num = score_N.size
-  order_N = np.lexsort((score_N, group_N))
+  order_N = _order_within(group_N, score_N)
   new_group_N = _changes(group_N[order_N])
   start_G = np.flatnonzero(new_group_N)
   start_S = np.flatnonzero(new_group_N | _changes(score_N[order_N]))
