@@ -541,10 +541,11 @@ class TrainConfig(Settings):
     choices=('auto', 'dense', 'rowwise'),
   )
   data_placement: str = setting(
-    'host',
+    'auto',
     'host: batches are made beside the training and sent. device: columns and '
-    'histories live on the device, and many steps run in one call.',
-    choices=('host', 'device'),
+    'histories live on the device, and many steps run in one call. auto: '
+    'device on one accelerator that they fit into.',
+    choices=('auto', 'host', 'device'),
   )
   skip_above: str = setting(
     'dataset',

@@ -29,16 +29,29 @@ class Stop:
   """Whether a command was told to stop.
 
   Attributes:
-    asked: a signal has come.
     can_end: the process may be ended as it stands, for nothing would be lost
       and it is ours.
+
+  Args:
+    follows: where that one is asked, so is this one, which is for work on
+      another thread.
   """
 
-  def __init__(self):
-    self.asked = self.can_end = False
+  def __init__(self, follows: 'Stop | None' = None):
+    self._follows = follows
+    self._is_asked = self.can_end = False
     self._is_held = False
     self._is_heard = threading.Event()
     self._before: dict[int, signal._HANDLER] = {}
+
+  @property
+  def asked(self) -> bool:
+    """A signal has come, or `ask` was called."""
+    return self._is_asked or (self._follows is not None and self._follows.asked)
+
+  def ask(self) -> None:
+    """Does what a signal does where it is held."""
+    self._is_asked = True
 
   def held(self) -> contextlib.AbstractContextManager[None]:
     """Within, where something would be lost a signal sets `asked` alone."""
@@ -90,7 +103,7 @@ class Stop:
 
   def _hear(self, number: int, frame: FrameType | None) -> None:
     """Runs on the main thread, between two of its instructions."""
-    self.asked = True
+    self.ask()
     self._is_heard.set()
     # A second signal ends the process as it would any other.
     self._restore()

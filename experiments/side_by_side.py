@@ -31,6 +31,14 @@ JOBS = flags.DEFINE_integer(
   'share of the cores; of CPUs.',
   lower_bound=1,
 )
+SEEDS_AT_ONCE = flags.DEFINE_integer(
+  'seeds_at_once',
+  0,
+  'Seeds of a model that one program trains at a time, with the data on the '
+  'device. 0: all of them on an accelerator, one on a CPU, where that is '
+  'faster.',
+  lower_bound=0,
+)
 JOIN = flags.DEFINE_bool(
   'join',
   False,
@@ -76,6 +84,30 @@ def check_jobs() -> None:
       'process for each device, the others with --join, each with its own '
       'CUDA_VISIBLE_DEVICES or TPU_VISIBLE_CHIPS'
     )
+
+
+def seeds_at_once(jobs: Sequence[Job]) -> int:
+  """How many seeds of a model are trained together.
+
+  Raises:
+    FlagError: the flag asks for what cannot be.
+  """
+  asked = SEEDS_AT_ONCE.value
+  on_device = {'device'}
+  if jax.default_backend() != 'cpu':
+    on_device.add('auto')
+  can_be = jax.process_count() == 1 and all(
+    job.config.parallelism == 'none' and job.config.data_placement in on_device
+    for job in jobs
+  )
+  if asked > 1 and not can_be:
+    raise cli.FlagError(
+      f'--seeds_at_once={asked} needs one process, --parallelism=none and '
+      '--data_placement=device'
+    )
+  if asked or not can_be or jax.default_backend() == 'cpu':
+    return max(1, asked)
+  return len(jobs)
 
 
 @contextlib.contextmanager
@@ -138,12 +170,13 @@ def train(
     InputError: a run failed.
     Interrupted: told to stop; all is saved.
   """
+  at_once = seeds_at_once(jobs)
   if JOIN.value:
-    train_jobs(dataset, jobs, output_dir, TrainingDisplay)
+    train_jobs(dataset, jobs, output_dir, TrainingDisplay, at_once)
     return False
   pending = [job for job in jobs if not job.is_finished(output_dir)]
   if JOBS.value > 1 and len(pending) > 1:
     _start_helpers(module)
   say = lambda text: console.print(Text(text))
-  train_all(dataset, jobs, output_dir, TrainingDisplay, say)
+  train_all(dataset, jobs, output_dir, TrainingDisplay, say, at_once)
   return True

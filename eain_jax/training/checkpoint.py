@@ -49,6 +49,9 @@ _UNREADABLE = (
   'Too many open files',
 )
 _WHOLE, _DAMAGED, _NOT_READ = range(3)
+# Orbax numbers its saves by a counter of the process: two that begin at once,
+# of runs on threads of their own, would take each other's signals.
+_BEGINNING = threading.Lock()
 
 
 class Damaged(InputError):
@@ -190,7 +193,8 @@ class Checkpoints:
     self.wait()
     try:
       saver = self._open()
-      saver.save(self._folder / 'latest' / str(number), args=args)
+      with _BEGINNING:
+        saver.save(self._folder / 'latest' / str(number), args=args)
     except Exception as error:
       raise self._save_failed(error) from error
     self._under_way = _in_thread(saver.wait_until_finished)

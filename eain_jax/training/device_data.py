@@ -218,13 +218,15 @@ class DeviceRunner:
     stream: decides rows and candidates; on one device.
     columns: on the device.
     key: uint32 [2], the bits of the run's key.
-    run: compiled, `(state, columns, steps, count, num_events) -> (state,
-      metrics)`.
+    function: pure, `(state, columns, steps, count, num_events) -> (state,
+      metrics)`; the arguments after `columns` are those of `StepInputs`.
+    run: the same, compiled; the state is donated.
   """
 
   stream: TrainStream
   columns: Columns
   key: np.ndarray
+  function: Any
   run: Any
 
   def inputs(self, first: int, count: int) -> StepInputs:
@@ -281,14 +283,14 @@ def _check_memory(columns: Columns) -> None:
 
 
 def make_device_runner(
-  stream: TrainStream, train_step: StepFn, seed: int
+  stream: TrainStream, train_step: StepFn, key: np.ndarray
 ) -> DeviceRunner:
   """The runner of a pure, not yet compiled step.
 
   Args:
     stream: on one device.
     train_step: of `step.make_train_step`.
-    seed: of the run.
+    key: uint32 [2], the bits of the run's key.
 
   Raises:
     InputError: the columns do not suit a device, or do not fit into it.
@@ -315,6 +317,7 @@ def make_device_runner(
   return DeviceRunner(
     stream,
     jax.device_put(columns),
-    np.asarray(jax.random.key_data(jax.random.key(seed))),
+    key,
+    run,
     jax.jit(run, donate_argnums=0, static_argnums=4),
   )

@@ -167,21 +167,61 @@ def fit(
     Interrupted: SIGTERM or SIGINT came; the state is saved in `work_dir`.
   """
   given = dataset
-  with contextlib.ExitStack() as stack:
-    stop = stack.enter_context(stop_signals())
+  with stop_signals() as stop:
     dataset = processes.together(
       lambda: with_skip_above(given, config.skip_above)
     )
     setup = processes.together(
       lambda: set_up(dataset, model_name, model_config, config)
     )
-    placement = setup.placement
-    placement.meet()
+    setup.placement.meet()
     processes.together(
       lambda: check_memory(
-        setup.state_shapes, placement, saves=work_dir is not None
+        setup.state_shapes, setup.placement, saves=work_dir is not None
       )
     )
+    return fit_set_up(
+      dataset,
+      model_name,
+      model_config,
+      setup,
+      stop,
+      work_dir,
+      report,
+      parts,
+      profile_dir,
+    )
+
+
+def fit_set_up(
+  dataset: Dataset,
+  model_name: str,
+  model_config: ModelConfig,
+  setup: Setup,
+  stop: Stop,
+  work_dir: Path | None = None,
+  report: Report | None = None,
+  parts: Sequence[str] = ('valid', 'test'),
+  profile_dir: Path | None = None,
+) -> FitResult:
+  """As `fit`, of what is set up.
+
+  Args:
+    dataset: as it is trained on, with Skip Above or without.
+    model_name: as of `fit`.
+    model_config: as of `fit`.
+    setup: of these.
+    stop: tells it to end.
+    work_dir: as of `fit`.
+    report: as of `fit`.
+    parts: as of `fit`.
+    profile_dir: as of `fit`.
+
+  Raises:
+    InputError, Interrupted: as `fit`.
+  """
+  placement, config = setup.placement, setup.config
+  with contextlib.ExitStack() as stack:
     if work_dir:
       settings = settings_of(dataset, model_name, model_config, setup.config)
       _claim(stack, work_dir, settings)

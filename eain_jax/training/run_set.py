@@ -38,6 +38,7 @@ from eain_jax.training.run_folder import (
   read_settings,
 )
 from eain_jax.training.run_log import Report
+from eain_jax.training.seeds import Member, fit_seeds
 
 PLAN_FILE, RUNS_FOLDER = 'plan.json', 'runs'
 # How often a process that waits for another's runs looks for them.
@@ -124,31 +125,70 @@ def train_job(
     loop.fit(dataset, job.model, job.model_config, job.config, folder, report)
 
 
+def _train_seeds(
+  dataset: Dataset, jobs: Sequence[Job], output_dir: Path, display: Display
+) -> list[Job]:
+  """Trains runs that differ in their seeds alone; those that others train."""
+  first = jobs[0]
+  with contextlib.ExitStack() as stack:
+    members = {}
+    for job in jobs:
+      title = f'{job.name}, seed {job.config.seed}'
+      report = stack.enter_context(display(title, job.config.epochs))
+      members[job.config.seed] = Member(job.folder(output_dir), report)
+    left = fit_seeds(
+      dataset, first.model, first.model_config, first.config, members
+    )
+  return [job for job in jobs if job.config.seed in left]
+
+
 def train_jobs(
   dataset: Dataset,
   jobs: Sequence[Job],
   output_dir: Path,
   display: Display,
+  seeds_at_once: int = 1,
 ) -> list[Job]:
-  """Trains, one after another, what nobody has trained and nobody trains now.
+  """Trains what nobody has trained and nobody trains now.
 
   Args:
     dataset: of the plan.
     jobs: its runs, in the order in which they are wanted.
     output_dir: of the plan.
     display: as of `train_job`.
+    seeds_at_once: with the first that is wanted, so many of its other seeds
+      are trained by one program; see `seeds.fit_seeds`.
 
   Returns:
     What other processes train.
   """
-  elsewhere = []
-  for job in jobs:
+  elsewhere, wanted = [], list(jobs)
+
+  def is_taken(job: Job) -> bool:
     # Before all that a run sets up; it looks again when it begins.
     with tried(job.folder(output_dir) / LOCK_FILE) as is_ours:
-      is_taken = is_ours is False
+      return is_ours is False and not job.is_finished(output_dir)
+
+  while wanted:
+    job = wanted.pop(0)
+    if is_taken(job):
+      elsewhere.append(job)
+      continue
+    seeds = [job]
+    if seeds_at_once > 1 and not job.is_finished(output_dir):
+      what = (job.name, job.model, job.settings())
+      alike = [
+        other
+        for other in wanted
+        if (other.name, other.model, other.settings()) == what
+        and not other.is_finished(output_dir)
+        and not is_taken(other)
+      ]
+      seeds += alike[: seeds_at_once - 1]
+      wanted = [other for other in wanted if other not in seeds]
     try:
-      if is_taken and not job.is_finished(output_dir):
-        elsewhere.append(job)
+      if len(seeds) > 1:
+        elsewhere += _train_seeds(dataset, seeds, output_dir, display)
       else:
         train_job(dataset, job, output_dir, display)
     except InUse:
@@ -162,6 +202,7 @@ def train_all(
   output_dir: Path,
   display: Display,
   say: Callable[[str], None],
+  seeds_at_once: int = 1,
 ) -> None:
   """Trains what nobody has trained, and waits for what others train.
 
@@ -173,18 +214,19 @@ def train_all(
     output_dir: of the plan.
     display: as of `train_job`.
     say: is told, once, what is waited for.
+    seeds_at_once: as of `train_jobs`; of one process.
   """
   if jax.process_count() > 1:
     for job in jobs:
       train_job(dataset, job, output_dir, display)
     return
-  left = train_jobs(dataset, jobs, output_dir, display)
+  left = train_jobs(dataset, jobs, output_dir, display, seeds_at_once)
   if left:
     names = ', '.join(f'{job.name}, seed {job.config.seed}' for job in left)
     say(f'waiting for what other processes train: {names}')
   while left:
     time.sleep(POLL_SECONDS)
-    left = train_jobs(dataset, left, output_dir, display)
+    left = train_jobs(dataset, left, output_dir, display, seeds_at_once)
 
 
 def read_job(dataset: Dataset, job: Job, output_dir: Path) -> Run:

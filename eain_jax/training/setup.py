@@ -49,14 +49,15 @@ class Setup:
     stream: the batches.
     num_steps: of all epochs.
     placement: the devices, and what lies where.
-    make_state: the state of step 0, made where it is to lie.
+    state_of_key: the state of step 0 from the bits of a key, made where it is
+      to lie.
     state_shapes: of the state.
     train_step: compiled, `(state, batch) -> (state, metrics)`; donates the
       state. Batches are placed by `placement.place_batch`.
     score_step: compiled, `(params, stats, batch) -> logits`; batches are
       placed by `placement.place_eval_batch`.
-    device_runner: runs many steps in one call, where the data is placed on
-      the device.
+    device_runner: runs many steps in one call, where the data lies on the
+      device; None elsewhere.
     notes: lines for a person about what was chosen.
   """
 
@@ -65,7 +66,7 @@ class Setup:
   stream: TrainStream
   num_steps: int
   placement: Placement
-  make_state: Callable[[], TrainState]
+  state_of_key: Callable[[np.ndarray], TrainState]
   state_shapes: TrainState
   train_step: StepFn
   score_step: ScoreFn
@@ -79,6 +80,35 @@ class Setup:
     rows = sum(f.num_rows for f in self.stream.packer.dataset.features)
     net = sum(leaf.size for leaf in jax.tree.leaves(params['net']))
     return net + rows * self.model.table_width
+
+  def make_state(self) -> TrainState:
+    """The state of step 0, made where it is to lie."""
+    return self.state_of_key(_key_of(self.config.seed))
+
+  def with_seed(self, seed: int) -> 'Setup':
+    """The run of another seed, by the same programs and the same data.
+
+    The data must lie on the device.
+    """
+    runner = self.device_runner
+    assert runner is not None, 'a step of the host has its seed in its program'
+    config = dataclasses.replace(self.config, seed=seed)
+    stream = _open_stream(
+      self.stream.packer.dataset, config, self.stream.shards
+    )
+    return dataclasses.replace(
+      self,
+      config=config,
+      stream=stream,
+      device_runner=dataclasses.replace(
+        runner, stream=stream, key=_key_of(seed)
+      ),
+    )
+
+
+def _key_of(seed: int) -> np.ndarray:
+  """Bits, for these any process can pass to a program of all of them."""
+  return np.asarray(jax.random.key_data(jax.random.key(seed)))
 
 
 def _batch_size(dataset: Dataset) -> int:
@@ -148,6 +178,11 @@ def choose_placement(dataset: Dataset, config: TrainConfig) -> Placement:
   )
 
 
+def _is_accelerator(placement: Placement) -> bool:
+  """One device, which is no CPU: there each call of it costs time."""
+  return placement.parallelism == 'none' and jax.default_backend() != 'cpu'
+
+
 def set_up(
   dataset: Dataset,
   model_name: str,
@@ -178,11 +213,10 @@ def set_up(
   initialize = functools.partial(
     _initialize, model, features, optimizer, stream.batch(0), placement
   )
-  # Bits, for these any process can pass to a program of all of them.
-  key = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
+  key = _key_of(config.seed)
   state_shapes = jax.eval_shape(initialize, key)
 
-  def make_state() -> TrainState:
+  def state_of_key(key: np.ndarray) -> TrainState:
     state = placement.make_state(initialize, key)
     release_freed_memory()
     return state
@@ -197,22 +231,32 @@ def set_up(
   score_step = make_score_step(
     model, features, axis_name=AXIS if placement.cuts_tables else None
   )
-  device_runner = None
-  if config.data_placement == 'device':
-    device_runner = make_device_runner(stream, train_step, config.seed)
+  device_runner, data_notes = None, ()
+  choice = config.data_placement
+  if choice == 'device' or (choice == 'auto' and _is_accelerator(placement)):
+    try:
+      device_runner = make_device_runner(stream, train_step, key)
+      data_notes = ('the data lies on the device',)
+    except InputError as error:
+      if choice == 'device':
+        raise
+      data_notes = (f'the data stays on the host: {error}',)
+  placed = 'host' if device_runner is None else 'device'
+  config = dataclasses.replace(config, data_placement=placed)
   return Setup(
     config,
     model,
     stream,
     num_steps,
     placement,
-    make_state,
+    state_of_key,
     state_shapes,
     placement.compile_train_step(train_step, state_shapes),
     placement.compile_score_step(score_step, state_shapes),
     device_runner,
     (
       update.describe(config.table_update),
+      *data_notes,
       *placement.describe(),
       *device_notes(jax.default_backend(), version('jaxlib')),
     ),

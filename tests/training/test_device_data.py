@@ -21,6 +21,10 @@ from eain_jax.training.step import make_train_step
 BATCH_SIZE = 500
 
 
+def key_of(seed):
+  return np.asarray(jax.random.key_data(jax.random.key(seed)))
+
+
 @pytest.fixture(scope='module')
 def logged(tmp_path_factory):
   """A log with labels: histories are the user's earlier positives."""
@@ -93,7 +97,7 @@ def test_a_batch_means_the_same(request, which, with_rows):
   optimizer = optax.sgd(0.1)
   model = make_model('lr')
   step = make_train_step(model, dataset.features, optimizer, TrainConfig())
-  runner = make_device_runner(stream, step, seed=0)
+  runner = make_device_runner(stream, step, key_of(0))
   for number in (0, stream.steps_per_epoch - 1):
     inputs = runner.inputs(number, 1)
     one = {name: values[0] for name, values in inputs.steps.items()}
@@ -124,7 +128,7 @@ def test_many_steps_in_one_call_are_the_steps(
   for number in range(start, start + count):
     host, found = compiled(host, stream.batch(number))
     expected.append(float(found['loss']))
-  runner = make_device_runner(stream, step, config.seed)
+  runner = make_device_runner(stream, step, key_of(7))
   device = state
   for first, last in ((0, 0), (1, 4), (5, 5)):
     inputs = runner.inputs(start + first, last + 1 - first)
@@ -164,4 +168,4 @@ def test_columns_that_do_not_fit_are_refused(dataset, monkeypatch):
   monkeypatch.setattr(jax, 'local_devices', lambda: [Small()])
   stream = make_train_stream(dataset, 100, 0)
   with pytest.raises(InputError, match='use --data_placement=host'):
-    make_device_runner(stream, lambda state, batch: (state, {}), 0)
+    make_device_runner(stream, lambda state, batch: (state, {}), key_of(0))

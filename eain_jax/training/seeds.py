@@ -1,0 +1,162 @@
+"""Runs that differ in their seeds alone, trained together on one device."""
+
+import dataclasses
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from eain_jax.config import ModelConfig, TrainConfig
+from eain_jax.data.dataset import Dataset
+from eain_jax.data.skip_above import with_skip_above
+from eain_jax.errors import Interrupted, InUse
+from eain_jax.stopping import Stop, stop_signals
+from eain_jax.training.device_memory import available_bytes, check_memory
+from eain_jax.training.lockstep import LockstepRunner, in_lockstep
+from eain_jax.training.loop import fit_set_up
+from eain_jax.training.run_log import Report
+from eain_jax.training.setup import Setup, set_up
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+  """A run among those of other seeds.
+
+  Attributes:
+    work_dir: keeps it, as of `loop.fit`.
+    report: as of `loop.fit`.
+  """
+
+  work_dir: Path
+  report: Report | None
+
+
+def fit_seeds(
+  dataset: Dataset,
+  model_name: str,
+  model_config: ModelConfig,
+  config: TrainConfig,
+  members: Mapping[int, Member],
+) -> list[int]:
+  """Trains a model with several seeds, as `loop.fit` would one after another.
+
+  With the data on the device one program makes a step of all of them, see
+  `lockstep`; what a run comes to then differs from the same run alone as sums
+  in another order do. A run's seconds are those of all. Where the data stays
+  on the host each is trained alone.
+
+  Args:
+    dataset: an open dataset.
+    model_name: of `models.MODELS`.
+    model_config: its settings.
+    config: how to train; its seed does not count.
+    members: by seed.
+
+  Returns:
+    The seeds that other processes train.
+
+  Raises:
+    InputError: as `loop.fit`; the others have saved their state.
+    Interrupted: told to stop; all have saved their state.
+  """
+  with stop_signals() as stop:
+    dataset = with_skip_above(dataset, config.skip_above)
+    seeds = list(members)
+    first = dataclasses.replace(config, seed=seeds[0])
+    setup = set_up(dataset, model_name, model_config, first)
+    if setup.device_runner is None:
+      return _one_by_one(
+        dataset, model_name, model_config, config, members, stop
+      )
+    available = available_bytes()
+    check_memory(
+      setup.state_shapes,
+      setup.placement,
+      None if available is None else available // len(seeds),
+      saves=True,
+    )
+    setups = [setup, *(setup.with_seed(seed) for seed in seeds[1:])]
+    with stop.held():
+      return _together(dataset, model_name, model_config, setups, members, stop)
+
+
+def _one_by_one(
+  dataset: Dataset,
+  model_name: str,
+  model_config: ModelConfig,
+  config: TrainConfig,
+  members: Mapping[int, Member],
+  stop: Stop,
+) -> list[int]:
+  left = []
+  for seed, member in members.items():
+    own = dataclasses.replace(config, seed=seed)
+    setup = set_up(dataset, model_name, model_config, own)
+    check_memory(setup.state_shapes, setup.placement, saves=True)
+    try:
+      fit_set_up(
+        dataset,
+        model_name,
+        model_config,
+        setup,
+        stop,
+        member.work_dir,
+        member.report,
+      )
+    except InUse:
+      left.append(seed)
+  return left
+
+
+def _together(
+  dataset: Dataset,
+  model_name: str,
+  model_config: ModelConfig,
+  setups: list[Setup],
+  members: Mapping[int, Member],
+  stop: Stop,
+) -> list[int]:
+  runners = in_lockstep(
+    [setup.device_runner for setup in setups if setup.device_runner]
+  )
+  # Where one fails, the others save what they have and end.
+  stop_of_all = Stop(follows=stop)
+  failures: dict[int, BaseException] = {}
+
+  def train(setup: Setup, runner: LockstepRunner) -> None:
+    seed = setup.config.seed
+    member = members[seed]
+    try:
+      fit_set_up(
+        dataset,
+        model_name,
+        model_config,
+        dataclasses.replace(setup, device_runner=runner),
+        Stop(follows=stop_of_all),
+        member.work_dir,
+        member.report,
+      )
+    # On a thread an exception would be printed, and lost.
+    except BaseException as error:
+      failures[seed] = error
+      if not isinstance(error, InUse):
+        stop_of_all.ask()
+    finally:
+      runner.lockstep.leave()
+
+  threads = [
+    threading.Thread(target=train, args=both, name=f'seed {seed}')
+    for seed, both in zip(
+      members, zip(setups, runners, strict=True), strict=True
+    )
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  left = [seed for seed, error in failures.items() if isinstance(error, InUse)]
+  others = [error for seed, error in failures.items() if seed not in left]
+  # That it was told to stop may be because another one failed.
+  others.sort(key=lambda error: isinstance(error, Interrupted))
+  if others:
+    raise others[0]
+  return left
