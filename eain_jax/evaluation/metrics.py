@@ -172,7 +172,7 @@ def _order_within(group_N: np.ndarray, score_N: np.ndarray) -> np.ndarray:
   changes = np.flatnonzero(_changes(size_G[by_size_G]))
   order_N = np.empty(group_N.size, np.int64)
   for groups in np.split(by_size_G, changes[1:]):
-    row_GJ = start_G[groups, None] + np.arange(size_G[groups[0]])
+    row_GJ = start_G[groups, None] + np.arange(int(size_G[groups[0]]))
     by_score_GJ = np.argsort(score_N[row_GJ], axis=1)
     order_N[row_GJ] = np.take_along_axis(row_GJ, by_score_GJ, axis=1)
   return order_N

@@ -514,7 +514,14 @@ def _run(
       if inputs.stops:
         inputs.close()
         _end_early(plan, state, best, record, pending, clock)
-      state, metrics = train(state, batch)
+      try:
+        state, metrics = train(state, batch)
+      except jax.errors.JaxRuntimeError:
+        # Ctrl-C reaches the assembler of a GPU too, a process of its own.
+        if not plan.stop.asked or state.step.is_deleted():
+          raise
+        inputs.close()
+        _end_early(plan, state, best, record, pending, clock)
     plan.stop.can_end = False
     metrics = inputs.observe(metrics)
     step += count

@@ -133,7 +133,8 @@ def _train_seeds(
   with contextlib.ExitStack() as stack:
     members = {}
     for job in jobs:
-      title = f'{job.name}, seed {job.config.seed}'
+      # The seed first, for it tells them apart where titles are cut.
+      title = f'seed {job.config.seed}, {job.name}'
       report = stack.enter_context(display(title, job.config.epochs))
       members[job.config.seed] = Member(job.folder(output_dir), report)
     left = fit_seeds(
