@@ -55,6 +55,9 @@ EVAL_BATCH_SIZE = 16_384
 EVAL_BATCHES_A_MEETING = 16
 
 
+# Of the time on an accelerator, that saves may take.
+SAVING_SHARE = 0.1
+
 # Parameters and statistics.
 Best = tuple[Any, Any]
 
@@ -113,6 +116,28 @@ class FitResult:
   stats: Any
 
 
+class SavePace:
+  """Holds saves back where they would take more than a share of the time.
+
+  A save costs a CPU's step or two, but as much as hundreds of an accelerator's.
+
+  Args:
+    share: of the time.
+  """
+
+  def __init__(self, share: float):
+    self.share = share
+    self._next = 0.0
+
+  def allows(self, now: float) -> bool:
+    """Whether a save may begin."""
+    return now >= self._next
+
+  def saved(self, begin: float, end: float) -> None:
+    """A save has kept the run waiting, from `begin` to `end`."""
+    self._next = end + (end - begin) * (1 / self.share - 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Plan:
   """All that the loop uses and does not change."""
@@ -125,6 +150,7 @@ class _Plan:
   log: RunLog
   profile: Profile
   stop: Stop
+  pace: SavePace
 
   @property
   def config(self) -> TrainConfig:
@@ -245,6 +271,7 @@ def fit_set_up(
       log,
       Profile(profile_dir if is_first else None, log.say),
       stop,
+      SavePace(1.0 if jax.default_backend() == 'cpu' else SAVING_SHARE),
     )
     for note in setup.notes:
       log.say(note)
@@ -494,6 +521,10 @@ def _run(
       or record.stale_evaluations >= config.early_stopping
     )
     due = at_boundary or step % config.save_period == 0
+    # Several processes save together or not at all, and have not one clock.
+    may_wait = not (stop or plan.setup.placement.spans_processes)
+    if may_wait and not plan.pace.allows(time.perf_counter()):
+      due = False
     if step > 0 and (due or stop):
       pending, clock = _save(plan, state, best, record, pending, clock)
     if stop:
@@ -584,10 +615,16 @@ def _save(
   if pending:
     # A record of a step that is saved would not come again.
     _log_training(plan, state, record, pending)
+  is_first = record.saved == (0, 0)
   record.saved = position
   plan.checkpoints.save(
     state, best, dataclasses.asdict(record), plan.log.text()
   )
+  if is_first and plan.pace.share < 1:
+    # Many steps may follow before the next one, and without any checkpoint a
+    # log of many steps looks like a run that has lost its own.
+    plan.checkpoints.wait()
+  plan.pace.saved(clock, time.perf_counter())
   return {}, clock
 
 

@@ -68,6 +68,14 @@ class Stopped(Exception):
   pass
 
 
+class SavesOnce(loop.SavePace):
+  def allows(self, now):
+    return self._next == 0.0
+
+
+SAVES_ONCE = SavesOnce(0.1)
+
+
 @pytest.mark.parametrize(
   ('model', 'settings'),
   [
@@ -104,6 +112,50 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()
   ]
   assert read('whole') == read('w')
+
+
+def test_saves_rest_for_as_long_as_they_are_to():
+  pace = loop.SavePace(0.1)
+  assert pace.allows(0.0)
+  pace.saved(10.0, 12.0)
+  assert not pace.allows(29.9)
+  assert pace.allows(30.0)
+  always = loop.SavePace(1.0)
+  always.saved(10.0, 12.0)
+  assert always.allows(12.0)
+
+
+def test_a_run_that_hardly_saves_goes_on_from_the_little(
+  dataset, tmp_path, monkeypatch
+):
+  """As on an accelerator: after the first save a run is killed, then ends."""
+  config = dataclasses.replace(CONFIG, save_every=2)
+  expected = run(dataset, 'dnn', config, tmp_path / 'a').result
+  # The next save would come in a thousand years.
+  monkeypatch.setattr(loop, 'SavePace', lambda share: SAVES_ONCE)
+  saved = []
+  real = loop.Checkpoints.save
+  monkeypatch.setattr(
+    loop.Checkpoints,
+    'save',
+    lambda self, state, *rest: (
+      saved.append(int(state.step)),
+      real(self, state, *rest),
+    ),
+  )
+  seen = []
+
+  def killed(record):
+    seen.append(record['step'])
+    if len(seen) == 4:
+      raise Stopped
+
+  with pytest.raises(Stopped):
+    run(dataset, 'dnn', config, tmp_path / 'b', killed)
+  assert saved == [1]
+  found = run(dataset, 'dnn', config, tmp_path / 'b').result
+  assert saved == [1, found['steps']]
+  assert without_times(found) == without_times(expected)
 
 
 def test_a_finished_run_started_again_is_as_it_was(dataset, tmp_path):
