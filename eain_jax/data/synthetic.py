@@ -621,7 +621,12 @@ class World:
     )
 
   def log_preference(
-    self, log: EventLog, event_row: np.ndarray, item_row: np.ndarray
+    self,
+    log: EventLog,
+    event_row: np.ndarray,
+    item_row: np.ndarray,
+    *,
+    knows_type: bool = True,
   ) -> np.ndarray:
     """log p(item | the user's true state just before an event, its context).
 
@@ -632,6 +637,10 @@ class World:
       log: what `generate` returned, whole.
       event_row: int64 [R], rows of the log.
       item_row: int32 [R, C], rows of `log.items`.
+      knows_type: if not, log p(item | the user's events before, and the
+        context), the best that a model can do: a filter over the types, which
+        knows all probabilities of the world and nothing of the user's future.
+        It takes as many times as long as there are types.
 
     Returns:
       float64 [R, C]; -inf for an item that the user already has.
@@ -639,10 +648,10 @@ class World:
     Raises:
       InputError: the log is not this world's.
     """
-    return self.scorer(log)(event_row, item_row)
+    return self.scorer(log, knows_type=knows_type)(event_row, item_row)
 
   def scorer(
-    self, log: EventLog
+    self, log: EventLog, *, knows_type: bool = True
   ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """`log_preference` of this log, which is checked once.
 
@@ -660,6 +669,8 @@ class World:
         'generates: its true preference is known for the whole log only'
       )
 
+    score_block = self._score_block if knows_type else self._infer_block
+
     def score(event_row: np.ndarray, item_row: np.ndarray) -> np.ndarray:
       event_row = np.asarray(event_row, np.int64)
       preference = np.empty(item_row.shape)
@@ -672,15 +683,22 @@ class World:
       num_blocks = -(-len(order) // rows_per_block)
       for rows in np.array_split(order, max(1, num_blocks)):
         if len(rows):
-          preference[rows] = self._score_block(
-            log, event_row[rows], item_row[rows]
-          )
+          preference[rows] = score_block(log, event_row[rows], item_row[rows])
       return preference
 
     return score
 
-  def _score_block(self, log, event_row, item_row) -> np.ndarray:
-    """`log_preference` of rising event rows: replays their users' events."""
+  def _replay(
+    self, log: EventLog, event_row: np.ndarray
+  ) -> Iterator[tuple[_Users, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """The events of some users, side by side, up to given rising rows.
+
+    Yields:
+      For the first event, the second, ...: the n users who have one, before
+      it, with the types that they have at it; the items that they have had
+      [n, t], places; the event's row [n]; which of `event_row` are this event;
+      and of which of the n users these are.
+    """
     user = log.user[event_row].astype(np.int64)
     event = event_row - self.user_start[user]
     who, slot = np.unique(user, return_inverse=True)
@@ -692,23 +710,65 @@ class World:
     users = self._begin(who)
     by_event = np.argsort(event, kind='stable')
     bounds = np.searchsorted(event[by_event], np.arange(last[0] + 2))
-    score = np.empty(item_row.shape)
     for number in range(len(history)):
       users = users.select(slice(np.searchsorted(-last, -number, side='right')))
       count = len(users.user)
       self._drift(users, number)
       rows = by_event[bounds[number] : bounds[number + 1]]
-      score[rows] = self._score(
-        users.select(slot[rows]),
-        log.timestamp[event_row[rows]],
-        log.context['device'].codes[event_row[rows]],
-        history[:number, slot[rows]].T,
-        self._place_of_item[item_row[rows]],
-      )
       at = start[:count] + number
+      yield users, history[:number, :count].T, at, rows, slot[rows]
       history[number, :count] = self._place_of_item[log.item[at]]
       category = self._place_category[history[number, :count]]
       self._advance(users, category, log.timestamp[at])
+
+  def _score_block(self, log, event_row, item_row) -> np.ndarray:
+    """`log_preference` of rising event rows: replays their users' events."""
+    device = log.context['device'].codes
+    score = np.empty(item_row.shape)
+    for users, past, at, rows, own in self._replay(log, event_row):
+      score[rows] = self._score(
+        users.select(own),
+        log.timestamp[at[own]],
+        device[at[own]],
+        past[own],
+        self._place_of_item[item_row[rows]],
+      )
+    return score
+
+  def _infer_block(self, log, event_row, item_row) -> np.ndarray:
+    """As `_score_block`, of one who must infer the types: Bayes' filter."""
+    device, num_types = log.context['device'].codes, self.config.num_types
+    log_device = np.log(np.diff(self._device_cumulative, axis=1, prepend=0))
+    rate = self.config.drift_rate
+    score = np.empty(item_row.shape)
+    # log p(type | the events so far), [n, types]
+    belief = None
+    for users, past, at, rows, own in self._replay(log, event_row):
+      now, on = log.timestamp[at], device[at]
+      if belief is None:
+        belief = np.full((len(at), num_types), -np.log(num_types))
+      else:
+        belief = np.exp(belief[: len(at)])
+        belief = np.log((1 - rate) * belief + rate / num_types)
+      # A session keeps its device, so it tells something at its start alone.
+      begins = now - users.timestamp >= _SESSION_GAP
+      belief += np.where(begins[:, None], log_device[:, on].T, 0)
+      belief -= np.logaddexp.reduce(belief, axis=1, keepdims=True)
+      shown = self._place_of_item[item_row[rows]]
+      taken = self._place_of_item[log.item[at]][:, None]
+      found = np.empty((num_types, *shown.shape))
+      likelihood = np.empty(belief.shape)
+      for kind in range(num_types):
+        of_type = dataclasses.replace(users, type=np.full(len(at), kind))
+        found[kind] = self._score(
+          of_type.select(own), now[own], on[own], past[own], shown
+        )
+        likelihood[:, kind] = self._score(of_type, now, on, past, taken)[:, 0]
+      score[rows] = np.logaddexp.reduce(
+        belief[own].T[:, :, None] + found, axis=0
+      )
+      belief += likelihood
+      belief -= np.logaddexp.reduce(belief, axis=1, keepdims=True)
     return score
 
   def _score(self, users, timestamp, device, past, place) -> np.ndarray:

@@ -242,10 +242,13 @@ def test_memory_is_bounded_beside_the_log():
 # The probabilities.
 
 
-def test_probabilities_of_all_items_sum_to_one(small):
+@pytest.mark.parametrize('knows_type', [True, False])
+def test_probabilities_of_all_items_sum_to_one(small, knows_type):
   world, log = small
   rows = np.random.default_rng(0).choice(len(log.user), 500, replace=False)
-  preference = world.log_preference(log, rows, all_items(log, rows))
+  preference = world.log_preference(
+    log, rows, all_items(log, rows), knows_type=knows_type
+  )
   assert preference.dtype == np.float64
   np.testing.assert_allclose(np.exp(preference).sum(axis=1), 1, atol=1e-9)
   for row, score in zip(rows, preference, strict=True):
@@ -568,6 +571,19 @@ def test_the_history_tells_nearly_all_of_the_state(default):
     world._advance(users, world._place_category[place], now)
   ceiling = auc(world.log_preference(log, rows, shown))
   assert 0 < ceiling - auc(score) < 0.01
+  inferred = world.log_preference(log, rows, shown, knows_type=False)
+  np.testing.assert_allclose(np.exp(inferred), score, rtol=1e-9)
+
+
+def test_of_one_type_there_is_nothing_to_infer(small):
+  world = World(dataclasses.replace(SMALL, num_types=1))
+  log = world.generate()
+  rows = np.arange(0, len(log.user), 37)
+  items = all_items(log, rows)[:, ::9]
+  np.testing.assert_allclose(
+    world.log_preference(log, rows, items, knows_type=False),
+    world.log_preference(log, rows, items),
+  )
 
 
 # Bad input.
