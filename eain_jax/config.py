@@ -565,8 +565,8 @@ class TrainConfig(Settings):
   save_every: int = setting(
     500,
     'Steps that a kill loses at most; the state is saved twice as often. On an '
-    'accelerator saves take a tenth of the time at most, and a kill may lose '
-    'what was done in ten times as long as one takes.',
+    'accelerator saves of one process take a tenth of the time at most, and a '
+    'kill may lose what was done in about ten times as long as one takes.',
     at_least=1,
   )
   input_timeout: int = setting(

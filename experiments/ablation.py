@@ -96,6 +96,7 @@ def ablate(output_dir: Path, names: list[str]) -> None:
   """Trains what is not trained yet, and writes the report."""
   model = cast(EainConfig, cli.model_config_from_flags('eain'))
   train = cli.config_from_flags(TrainConfig, seed=0)
+  side_by_side.seeds_at_once([train])
   on_disk = cli.open_together(DATASET_DIR.value)
   dataset = processes.together(
     lambda: with_skip_above(on_disk, train.skip_above)
@@ -128,7 +129,8 @@ def ablate(output_dir: Path, names: list[str]) -> None:
       Job(name, 'eain', configs[0], dataclasses.replace(configs[1], seed=seed))
       for seed in range(SEEDS.value)
     ]
-  # By seed, so that an early look at the runs compares whole pairs.
+  # By seed, so that an early look at the runs compares whole pairs, where
+  # seeds are not trained together.
   by_seed = [
     job for of_seed in zip(*jobs.values(), strict=True) for job in of_seed
   ]

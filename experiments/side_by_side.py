@@ -14,6 +14,7 @@ import jax
 from absl import flags
 from rich.text import Text
 
+from eain_jax.config import TrainConfig
 from eain_jax.data.dataset import Dataset
 from eain_jax.errors import InputError, Interrupted
 from eain_jax.locking import locked_folder
@@ -35,8 +36,8 @@ SEEDS_AT_ONCE = flags.DEFINE_integer(
   'seeds_at_once',
   0,
   'Seeds of a model that one program trains at a time, with the data on the '
-  'device. 0: all of them on an accelerator, one on a CPU, where that is '
-  'faster.',
+  'device, where they fit into it. 0: all of them on an accelerator, one on a '
+  'CPU, where that is faster.',
   lower_bound=0,
 )
 JOIN = flags.DEFINE_bool(
@@ -86,8 +87,11 @@ def check_jobs() -> None:
     )
 
 
-def seeds_at_once(jobs: Sequence[Job]) -> int:
+def seeds_at_once(configs: Sequence[TrainConfig]) -> int:
   """How many seeds of a model are trained together.
+
+  Args:
+    configs: of the runs.
 
   Raises:
     FlagError: the flag asks for what cannot be.
@@ -97,8 +101,8 @@ def seeds_at_once(jobs: Sequence[Job]) -> int:
   if jax.default_backend() != 'cpu':
     on_device.add('auto')
   can_be = jax.process_count() == 1 and all(
-    job.config.parallelism == 'none' and job.config.data_placement in on_device
-    for job in jobs
+    config.parallelism == 'none' and config.data_placement in on_device
+    for config in configs
   )
   if asked > 1 and not can_be:
     raise cli.FlagError(
@@ -107,7 +111,7 @@ def seeds_at_once(jobs: Sequence[Job]) -> int:
     )
   if asked or not can_be or jax.default_backend() == 'cpu':
     return max(1, asked)
-  return len(jobs)
+  return len(configs)
 
 
 @contextlib.contextmanager
@@ -170,7 +174,7 @@ def train(
     InputError: a run failed.
     Interrupted: told to stop; all is saved.
   """
-  at_once = seeds_at_once(jobs)
+  at_once = seeds_at_once([job.config for job in jobs])
   if JOIN.value:
     train_jobs(dataset, jobs, output_dir, TrainingDisplay, at_once)
     return False

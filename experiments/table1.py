@@ -169,6 +169,7 @@ def ablation_of(dataset: Dataset) -> dict[str, Any] | None:
 
 def make_table(output_dir: Path, jobs: Sequence[Job]) -> None:
   """Trains what is not trained yet, and writes the report."""
+  side_by_side.seeds_at_once([job.config for job in jobs])
   plan = plan_of(jobs)
   dataset = open_dataset_of(output_dir, plan)
   ablation = ablation_of(dataset)

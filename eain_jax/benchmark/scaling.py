@@ -64,6 +64,8 @@ def train_config(plan: ScalingPlan, scaling: str, devices: int) -> TrainConfig:
     batch_size=plan.train.batch_size * each,
     parallelism=plan.config.parallelism if devices > 1 else 'none',
     num_devices=devices if devices > 1 else 0,
+    # As of several devices, or their row would have another input.
+    data_placement='host',
   )
 
 

@@ -65,6 +65,8 @@ GROWTH = 1.25
 SIZE_MULTIPLE = 128
 # Of a wait for a batch, between two looks around.
 WAIT_SECONDS = 1.0
+# How long the batches that are being made may hold up the end.
+CLOSING_SECONDS = 2.0
 # Of what a shard asks of one of many owners, which is little.
 CAPACITY_MULTIPLE = 4
 
@@ -572,6 +574,12 @@ class TrainStream:
   ) -> tuple[int, np.ndarray]:
     """The epoch, and the part's rows of steps, or of a stretch of them.
 
+    Args:
+      step: the first.
+      begin: of a stretch of their rows.
+      end: of the stretch; None: all.
+      num_steps: one after another; those beyond the epoch are cut off.
+
     Returns:
       int64 [<= end - begin]; the last step of an epoch holds fewer.
     """
@@ -810,7 +818,9 @@ def prefetch(
   """make(x) for each x of `of`, in order, made ahead by two threads.
 
   An exception in `make` reaches the caller at its batch. The threads are
-  daemons: one that hangs in a disk that does not answer holds up nobody.
+  daemons: one that hangs in a disk that does not answer holds up nobody for
+  long. Close the generator: a daemon that still works when the interpreter
+  ends can abort the process.
 
   Args:
     make: makes a batch.
@@ -847,8 +857,12 @@ def prefetch(
         )
     return future.result()
 
-  for number in range(2):
-    threading.Thread(target=run, name=f'batches{number}', daemon=True).start()
+  threads = [
+    threading.Thread(target=run, name=f'batches{number}', daemon=True)
+    for number in range(2)
+  ]
+  for thread in threads:
+    thread.start()
   pending: collections.deque[concurrent.futures.Future] = collections.deque()
   try:
     for argument in of:
@@ -862,5 +876,8 @@ def prefetch(
   finally:
     for future in pending:
       future.cancel()
-    for _ in range(2):
+    for _ in threads:
       work.put(None)
+    end = time.monotonic() + CLOSING_SECONDS
+    for thread in threads:
+      thread.join(max(0.0, end - time.monotonic()))

@@ -655,6 +655,10 @@ class World:
   ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """`log_preference` of this log, which is checked once.
 
+    Args:
+      log: what `generate` returned, whole.
+      knows_type: as of `log_preference`.
+
     Raises:
       InputError: the log is not this world's.
     """

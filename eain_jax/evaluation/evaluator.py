@@ -7,6 +7,7 @@ makes a request's negatives count as one. AUC, GAUC and the ranking metrics do
 not depend on it.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -61,17 +62,19 @@ def score_part(
   num_candidates, size = stream.num_candidates, stream.packer.num_requests
   own = len(stream.shards.own)
   # [batches, own shards, R, C]
-  logit_GSRC = np.stack(
-    [
-      np.asarray(score(batch)).reshape(own, size, num_candidates)
-      for batch in prefetch(
-        stream.batch,
-        range(stream.num_batches),
-        timeout=timeout,
-        while_waiting=while_waiting,
-      )
-    ]
+  batches = prefetch(
+    stream.batch,
+    range(stream.num_batches),
+    timeout=timeout,
+    while_waiting=while_waiting,
   )
+  with contextlib.closing(batches):
+    logit_GSRC = np.stack(
+      [
+        np.asarray(score(batch)).reshape(own, size, num_candidates)
+        for batch in batches
+      ]
+    )
   # [batches, processes, own shards, R, C]: the order of the part.
   in_order = gather(logit_GSRC).swapaxes(0, 1)
   logit_RC = in_order.reshape(-1, num_candidates)[: len(part)]

@@ -263,6 +263,9 @@ class DeviceRunner:
     )
     return StepInputs(steps, np.int32(count), num_events)
 
+  def leave(self) -> None:
+    """No calls follow."""
+
   def __call__(self, state, inputs: StepInputs):
     """The state after the steps, and the metrics of the last one."""
     return self.run(
@@ -270,11 +273,11 @@ class DeviceRunner:
     )
 
 
-def _check_memory(columns: Columns) -> None:
+def _check_memory(columns: Columns, spare: int) -> None:
   """Raises InputError where the columns are larger than what is free."""
   needed = sum(leaf.nbytes for leaf in jax.tree.leaves(columns))
   stats = jax.local_devices()[0].memory_stats() or {}
-  free = stats.get('bytes_limit', 0) - stats.get('bytes_in_use', 0)
+  free = stats.get('bytes_limit', 0) - stats.get('bytes_in_use', 0) - spare
   if 'bytes_limit' in stats and needed > free:
     raise InputError(
       f'the columns take {needed / 1e9:.1f} GB and the device has '
@@ -283,7 +286,7 @@ def _check_memory(columns: Columns) -> None:
 
 
 def make_device_runner(
-  stream: TrainStream, train_step: StepFn, key: np.ndarray
+  stream: TrainStream, train_step: StepFn, key: np.ndarray, spare: int = 0
 ) -> DeviceRunner:
   """The runner of a pure, not yet compiled step.
 
@@ -291,12 +294,13 @@ def make_device_runner(
     stream: on one device.
     train_step: of `step.make_train_step`.
     key: uint32 [2], the bits of the run's key.
+    spare: bytes of the device that are to stay free beside the columns.
 
   Raises:
     InputError: the columns do not suit a device, or do not fit into it.
   """
   columns = make_columns(stream)
-  _check_memory(columns)
+  _check_memory(columns, spare)
   features = stream.packer.dataset.features
   with_rows = stream.shards.plan == 'rows'
 

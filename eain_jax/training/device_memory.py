@@ -65,6 +65,27 @@ def peak_bytes() -> int:
   return most if sys.platform == 'darwin' else 1024 * most
 
 
+def bytes_of_run(
+  state: TrainState, placement: Placement, *, saves: bool
+) -> int:
+  """What a run needs of each device, without its batches.
+
+  It holds the state and the parameters of the best evaluation. Saving makes a
+  copy of both, and of tables that are cut one more on the way.
+
+  Args:
+    state: or its shapes, as it is to lie.
+    placement: the devices.
+    saves: checkpoints are kept.
+  """
+  whole = placement.bytes_a_device(state)
+  both = whole + placement.bytes_a_device({'params': state.params})
+  if not saves:
+    return both
+  # The copy on the way is gone before the best is copied.
+  return both + (2 * whole if placement.cuts_tables else both)
+
+
 def check_memory(
   state: TrainState,
   placement: Placement,
@@ -73,9 +94,6 @@ def check_memory(
   saves: bool = False,
 ) -> None:
   """Raises InputError where a run cannot fit into its devices.
-
-  It holds the state and the parameters of the best evaluation. Saving makes a
-  copy of both, and of tables that are cut one more on the way.
 
   Args:
     state: or its shapes, as it is to lie.
@@ -88,12 +106,7 @@ def check_memory(
     available = available_bytes()
     if available is not None and placement.devices[0].platform == 'cpu':
       available //= len(placement.shards('none').own)
-  whole = placement.bytes_a_device(state)
-  both = whole + placement.bytes_a_device({'params': state.params})
-  needed = both
-  if saves:
-    # The copy on the way is gone before the best is copied.
-    needed += 2 * whole if placement.cuts_tables else both
+  needed = bytes_of_run(state, placement, saves=saves)
   if available is None or needed <= available:
     return
   advice = 'use --parallelism=mesh, which cuts the tables over the devices'

@@ -50,7 +50,8 @@ class Lockstep:
     self._run = jax.jit(
       _together(runners[0].function), donate_argnums=0, static_argnums=4
     )
-    self._size = self._active = len(runners)
+    self._size = len(runners)
+    self._left: set[int] = set()
     self._changed = threading.Condition()
     self._waiting: dict[int, tuple[Any, StepInputs]] = {}
     # By run what its call came to, an exception where that is what it did.
@@ -68,14 +69,14 @@ class Lockstep:
       raise found
     return found
 
-  def leave(self) -> None:
-    """A run calls no more; those that wait for it go on."""
+  def leave(self, number: int) -> None:
+    """A run calls no more; those that wait for it go on. Twice is once."""
     with self._changed:
-      self._active -= 1
+      self._left.add(number)
       self._run_if_all_wait()
 
   def _run_if_all_wait(self) -> None:
-    if not self._waiting or len(self._waiting) < self._active:
+    if not self._waiting or len(self._waiting) + len(self._left) < self._size:
       return
     waiting, self._waiting = self._waiting, {}
     # Runs that were interrupted at different steps may ask for more or less.
@@ -114,6 +115,10 @@ class LockstepRunner(DeviceRunner):
 
   lockstep: Lockstep
   number: int
+
+  def leave(self) -> None:
+    """As of `DeviceRunner`; the other runs do not wait for this one."""
+    self.lockstep.leave(self.number)
 
   def __call__(self, state: Any, inputs: StepInputs) -> Any:
     """As of `DeviceRunner`, when the other runs have come."""

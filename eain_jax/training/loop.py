@@ -116,6 +116,13 @@ class FitResult:
   stats: Any
 
 
+def _saving_share(num_together: int) -> float:
+  """Of the time that one of several runs may save, while the others wait."""
+  if jax.default_backend() == 'cpu':
+    return 1.0
+  return SAVING_SHARE / num_together
+
+
 class SavePace:
   """Holds saves back where they would take more than a share of the time.
 
@@ -129,13 +136,19 @@ class SavePace:
     self.share = share
     self._next = 0.0
 
+  @property
+  def holds(self) -> bool:
+    """Whether it ever holds a save back."""
+    return self.share < 1
+
   def allows(self, now: float) -> bool:
     """Whether a save may begin."""
     return now >= self._next
 
   def saved(self, begin: float, end: float) -> None:
     """A save has kept the run waiting, from `begin` to `end`."""
-    self._next = end + (end - begin) * (1 / self.share - 1)
+    if self.holds:
+      self._next = end + (end - begin) * (1 / self.share - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +242,7 @@ def fit_set_up(
   report: Report | None = None,
   parts: Sequence[str] = ('valid', 'test'),
   profile_dir: Path | None = None,
+  num_together: int = 1,
 ) -> FitResult:
   """As `fit`, of what is set up.
 
@@ -242,6 +256,8 @@ def fit_set_up(
     report: as of `fit`.
     parts: as of `fit`.
     profile_dir: as of `fit`.
+    num_together: runs that wait for each other at every step, this one
+      included.
 
   Raises:
     InputError, Interrupted: as `fit`.
@@ -271,7 +287,7 @@ def fit_set_up(
       log,
       Profile(profile_dir if is_first else None, log.say),
       stop,
-      SavePace(1.0 if jax.default_backend() == 'cpu' else SAVING_SHARE),
+      SavePace(_saving_share(num_together)),
     )
     for note in setup.notes:
       log.say(note)
@@ -280,6 +296,8 @@ def fit_set_up(
     )
     with stop.held(), stop.may_end(), plan.profile:
       state, best = _run(plan, inputs, state, best, record)
+    if setup.device_runner is not None:
+      setup.device_runner.leave()
     assert best is not None, 'every run ends at an evaluation'
     result = _result(plan, best, record, int(state.step), parts)
     if work_dir and is_first:
@@ -512,7 +530,9 @@ def _run(
       plan.profile.end()
       try:
         state, best = _evaluate_boundary(plan, state, best, record)
-      except Interrupted:
+      except (Interrupted, jax.errors.JaxRuntimeError) as error:
+        if not _is_interruption(plan, state, error):
+          raise
         inputs.close()
         _end_early(plan, state, best, record, pending, time.perf_counter())
       clock = time.perf_counter()
@@ -547,9 +567,8 @@ def _run(
         _end_early(plan, state, best, record, pending, clock)
       try:
         state, metrics = train(state, batch)
-      except jax.errors.JaxRuntimeError:
-        # Ctrl-C reaches the assembler of a GPU too, a process of its own.
-        if not plan.stop.asked or state.step.is_deleted():
+      except jax.errors.JaxRuntimeError as error:
+        if not _is_interruption(plan, state, error):
           raise
         inputs.close()
         _end_early(plan, state, best, record, pending, clock)
@@ -575,6 +594,20 @@ def _run(
       clock = _add_time(record, clock)
       _log_training(plan, state, record, pending)
       pending = {}
+
+
+def _is_interruption(
+  plan: _Plan, state: TrainState, error: BaseException
+) -> bool:
+  """Whether a run can save its state and end in order after an error.
+
+  Ctrl-C reaches the assembler of a GPU's programs too, which is a process of
+  its own: compiling fails then, before anything has run.
+  """
+  if isinstance(error, Interrupted):
+    return True
+  is_alone = not plan.setup.placement.spans_processes
+  return is_alone and plan.stop.asked and not state.step.is_deleted()
 
 
 def _add_time(record: Record, clock: float) -> float:
@@ -617,10 +650,14 @@ def _save(
     _log_training(plan, state, record, pending)
   is_first = record.saved == (0, 0)
   record.saved = position
+  if plan.pace.holds:
+    # The steps that are still under way are no part of what a save takes.
+    jax.block_until_ready(state)
+    clock = _add_time(record, clock)
   plan.checkpoints.save(
     state, best, dataclasses.asdict(record), plan.log.text()
   )
-  if is_first and plan.pace.share < 1:
+  if is_first and plan.pace.holds:
     # Many steps may follow before the next one, and without any checkpoint a
     # log of many steps looks like a run that has lost its own.
     plan.checkpoints.wait()

@@ -1,6 +1,7 @@
 """Runs that differ in their seeds alone, trained together on one device."""
 
 import dataclasses
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,11 @@ from eain_jax.data.dataset import Dataset
 from eain_jax.data.skip_above import with_skip_above
 from eain_jax.errors import Interrupted, InUse
 from eain_jax.stopping import Stop, stop_signals
-from eain_jax.training.device_memory import available_bytes, check_memory
+from eain_jax.training.device_memory import (
+  available_bytes,
+  bytes_of_run,
+  check_memory,
+)
 from eain_jax.training.lockstep import LockstepRunner, in_lockstep
 from eain_jax.training.loop import fit_set_up
 from eain_jax.training.run_log import Report
@@ -40,9 +45,10 @@ def fit_seeds(
   """Trains a model with several seeds, as `loop.fit` would one after another.
 
   With the data on the device one program makes a step of all of them, see
-  `lockstep`; what a run comes to then differs from the same run alone as sums
-  in another order do. A run's seconds are those of all. Where the data stays
-  on the host each is trained alone.
+  `lockstep`, or of as many as the device has memory for; what a run comes to
+  then differs from the same run alone as sums in another order do. A run's
+  seconds are those of all. Where the data stays on the host each is trained
+  alone.
 
   Args:
     dataset: an open dataset.
@@ -63,48 +69,62 @@ def fit_seeds(
     seeds = list(members)
     first = dataclasses.replace(config, seed=seeds[0])
     setup = set_up(dataset, model_name, model_config, first)
-    if setup.device_runner is None:
-      return _one_by_one(
-        dataset, model_name, model_config, config, members, stop
-      )
-    available = available_bytes()
-    check_memory(
-      setup.state_shapes,
-      setup.placement,
-      None if available is None else available // len(seeds),
-      saves=True,
-    )
-    setups = [setup, *(setup.with_seed(seed) for seed in seeds[1:])]
-    with stop.held():
-      return _together(dataset, model_name, model_config, setups, members, stop)
+    # Where one seed does not fit, it is told here.
+    check_memory(setup.state_shapes, setup.placement, saves=True)
+    at_once = min(_most_at_once(setup), len(seeds))
+    left = []
+    for begin in range(0, len(seeds), at_once):
+      group = seeds[begin : begin + at_once]
+      if len(group) == 1:
+        own = dataclasses.replace(config, seed=group[0])
+        if setup.device_runner is None:
+          setups = [set_up(dataset, model_name, model_config, own)]
+        else:
+          setups = [setup.with_seed(group[0])]
+        fit = _alone
+      else:
+        setups = [setup.with_seed(seed) for seed in group]
+        fit = _together
+      left += fit(dataset, model_name, model_config, setups, members, stop)
+  return left
 
 
-def _one_by_one(
+def _most_at_once(setup: Setup) -> int:
+  """How many seeds the device has room for; 1 with the data on the host."""
+  if setup.device_runner is None:
+    return 1
+  available = available_bytes()
+  if available is None:
+    return sys.maxsize
+  placement, state = setup.placement, setup.state_shapes
+  # A call takes the states as they are and makes one array of all.
+  each = bytes_of_run(state, placement, saves=True)
+  return max(1, available // (each + placement.bytes_a_device(state)))
+
+
+def _alone(
   dataset: Dataset,
   model_name: str,
   model_config: ModelConfig,
-  config: TrainConfig,
+  setups: list[Setup],
   members: Mapping[int, Member],
   stop: Stop,
 ) -> list[int]:
-  left = []
-  for seed, member in members.items():
-    own = dataclasses.replace(config, seed=seed)
-    setup = set_up(dataset, model_name, model_config, own)
-    check_memory(setup.state_shapes, setup.placement, saves=True)
-    try:
-      fit_set_up(
-        dataset,
-        model_name,
-        model_config,
-        setup,
-        stop,
-        member.work_dir,
-        member.report,
-      )
-    except InUse:
-      left.append(seed)
-  return left
+  (setup,) = setups
+  member = members[setup.config.seed]
+  try:
+    fit_set_up(
+      dataset,
+      model_name,
+      model_config,
+      setup,
+      stop,
+      member.work_dir,
+      member.report,
+    )
+  except InUse:
+    return [setup.config.seed]
+  return []
 
 
 def _together(
@@ -134,6 +154,7 @@ def _together(
         Stop(follows=stop_of_all),
         member.work_dir,
         member.report,
+        num_together=len(setups),
       )
     # On a thread an exception would be printed, and lost.
     except BaseException as error:
@@ -141,18 +162,22 @@ def _together(
       if not isinstance(error, InUse):
         stop_of_all.ask()
     finally:
-      runner.lockstep.leave()
+      runner.leave()
 
+  # A second signal ends the process, and they do not hold that up.
   threads = [
-    threading.Thread(target=train, args=both, name=f'seed {seed}')
-    for seed, both in zip(
-      members, zip(setups, runners, strict=True), strict=True
+    threading.Thread(
+      target=train, args=both, name=f'seed {both[0].config.seed}', daemon=True
     )
+    for both in zip(setups, runners, strict=True)
   ]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
+  with stop.held(), stop.may_end():
+    # What the threads do would be lost, and this one would not hear of it.
+    stop.can_end = False
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
   left = [seed for seed, error in failures.items() if isinstance(error, InUse)]
   others = [error for seed, error in failures.items() if seed not in left]
   # That it was told to stop may be because another one failed.

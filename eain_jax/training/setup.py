@@ -17,6 +17,7 @@ from eain_jax.data.features import Feature
 from eain_jax.errors import InputError
 from eain_jax.models import Model, make_model
 from eain_jax.training.device_data import DeviceRunner, make_device_runner
+from eain_jax.training.device_memory import bytes_of_run
 from eain_jax.training.memory import release_freed_memory
 from eain_jax.training.optimizer import make_optimizer
 from eain_jax.training.parallel import (
@@ -234,8 +235,12 @@ def set_up(
   device_runner, data_notes = None, ()
   choice = config.data_placement
   if choice == 'device' or (choice == 'auto' and _is_accelerator(placement)):
+    # What must fit in any case is not given up for data that could stay away.
+    spare = 0
+    if choice == 'auto':
+      spare = bytes_of_run(state_shapes, placement, saves=True)
     try:
-      device_runner = make_device_runner(stream, train_step, key)
+      device_runner = make_device_runner(stream, train_step, key, spare)
       data_notes = ('the data lies on the device',)
     except InputError as error:
       if choice == 'device':

@@ -134,6 +134,7 @@ def test_one_device_runs_alone_and_weak_batches_grow():
     ('weak', 8): (480, 'pmap'),
   }
   assert [t.num_devices for t in rows.values()] == [0, 2, 8] * 2
+  assert {t.data_placement for t in rows.values()} == {'host'}
   # 300 sequences are no whole number of batches of 480.
   assert whole_batches(plan).sequences == 480
   assert whole_batches(make_plan(scaling=('strong',))) == WORKLOAD

@@ -53,6 +53,19 @@ def unpack(dataset, batch, row):
   return ids[batch['history'][events]], ids[batch['target'][row]]
 
 
+def test_examples_of_many_steps_are_those_of_each(dataset):
+  """Beyond the epoch's end nothing is read."""
+  stream = batches.make_train_stream(dataset, 160, seed=3)
+  last = stream.steps_per_epoch - 1
+  for first, count in ((2, 5), (last - 2, 3), (last - 1, 16)):
+    steps = range(first, min(first + count, last + 1))
+    each = [stream.examples(step) for step in steps]
+    found = stream.examples(first, num_steps=count)
+    for number, values in enumerate(found):
+      expected = np.concatenate([parts[number] for parts in each])
+      np.testing.assert_array_equal(values, expected)
+
+
 @pytest.mark.parametrize('step', [0, 3, 40])
 def test_a_batch_holds_what_the_dataset_says(dataset, step):
   stream = batches.make_train_stream(dataset, 160, seed=3)

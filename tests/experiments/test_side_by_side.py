@@ -104,6 +104,68 @@ def test_a_run_that_another_takes_first_is_left_to_it(
   assert trained == [1, 2]
 
 
+def test_seeds_are_grouped_by_what_is_trained(
+  jobs, trained, tmp_path, monkeypatch, small_config
+):
+  """Up to so many; not those that are finished, nor those of other settings."""
+  other = [
+    Job('mf', 'mf', small_config('mf'), TrainConfig(seed=seed))
+    for seed in (0, 1)
+  ]
+  ablation = [
+    job for pair in zip(jobs, other, strict=False) for job in pair
+  ] + jobs[2:]
+  groups = []
+
+  def together(dataset, model, model_config, config, members):
+    groups.append((model, [*members]))
+    for member in members.values():
+      member.work_dir.mkdir(parents=True, exist_ok=True)
+      (member.work_dir / 'manifest.json').write_text('{}')
+    return [2] if model == 'lr' else []
+
+  monkeypatch.setattr(run_set, 'fit_seeds', together)
+  left = train_jobs(None, ablation, tmp_path / 'a', Silent, 3)
+  assert groups == [('lr', [0, 1, 2]), ('mf', [0, 1])]
+  assert left == [jobs[2]]
+  assert train_jobs(None, ablation, tmp_path / 'a', Silent, 3) == []
+  groups.clear()
+  train_jobs(None, ablation, tmp_path / 'b', Silent, 2)
+  assert (groups, trained) == ([('lr', [0, 1]), ('mf', [0, 1])], [2])
+  groups.clear()
+  with locked_folder(jobs[1].folder(tmp_path / 'c'), '--work_dir'):
+    assert train_jobs(None, jobs, tmp_path / 'c', Silent, 3) == [
+      jobs[2],
+      jobs[1],
+    ]
+  assert groups == [('lr', [0, 2])]
+
+
+def test_how_many_seeds_are_trained_together(monkeypatch):
+  host, device, auto, pmap = (
+    TrainConfig(data_placement='host'),
+    TrainConfig(data_placement='device'),
+    TrainConfig(),
+    TrainConfig(parallelism='pmap'),
+  )
+  asked = lambda number, *configs: (
+    monkeypatch.setattr(
+      side_by_side, 'SEEDS_AT_ONCE', type('Flag', (), {'value': number})
+    ),
+    side_by_side.seeds_at_once(configs),
+  )[1]
+  assert asked(0, device, device) == 1
+  assert asked(3, device, device) == 3
+  for config in (host, auto, pmap):
+    with pytest.raises(side_by_side.cli.FlagError, match='--seeds_at_once=2'):
+      asked(2, device, config)
+  monkeypatch.setattr(side_by_side.jax, 'default_backend', lambda: 'gpu')
+  assert asked(0, auto, auto, device) == 3
+  assert asked(0, auto, pmap) == 1
+  assert asked(1, auto, auto) == 1
+  assert asked(2, auto, auto) == 2
+
+
 def test_a_run_whose_process_ends_goes_on_here(
   jobs, trained, tmp_path, monkeypatch
 ):
@@ -205,6 +267,8 @@ def test_jobs_that_cannot_be_are_refused(tmp_path):
   assert (code, 'table1: --jobs=5000 is more than the' in error) == (2, True)
   code, _, error = end(start(out, '--jobs=2', '--join'))
   assert (code, '--join takes no --jobs' in error) == (2, True)
+  code, _, error = end(start(out, '--seeds_at_once=2'))
+  assert (code, '--seeds_at_once=2 needs one process' in error) == (2, True)
   code, _, error = end(start(out, '--join'))
   assert code == 1
   assert 'holds no plan to join' in error

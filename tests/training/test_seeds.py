@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import types
 
 import jax
 import numpy as np
@@ -12,9 +13,15 @@ import pytest
 from eain_jax.config import MODEL_CONFIGS, TrainConfig
 from eain_jax.errors import InputError, Interrupted
 from eain_jax.locking import locked_folder
+from eain_jax.stopping import stop_signals
 from eain_jax.training import lockstep
+from eain_jax.training import seeds as seeds_file
+from eain_jax.training import setup as setup_file
+from eain_jax.training.device_data import DeviceRunner
+from eain_jax.training.device_memory import bytes_of_run
 from eain_jax.training.loop import fit
 from eain_jax.training.seeds import Member, fit_seeds
+from eain_jax.training.setup import set_up
 
 SETTINGS = MODEL_CONFIGS['dnn'](embedding_dim=8, mlp=(16,), dropout=0.2)
 CONFIG = TrainConfig(
@@ -103,12 +110,80 @@ def test_runs_that_stand_at_different_steps_go_on_together(
   config = dataclasses.replace(CONFIG, seed=0)
   fit(dataset, 'dnn', SETTINGS, config, tmp_path / '0')
   seen.clear()
-  with pytest.raises(Interrupted):
-    train(dataset, members(tmp_path, report=stop_after(3)))
+  # As a binary has it until there is something to lose.
+  with stop_signals() as stop:
+    stop.can_end = True
+    with pytest.raises(Interrupted):
+      train(dataset, members(tmp_path, report=stop_after(3)))
+    assert stop.can_end
+  steps = [records(tmp_path / str(seed))[-1]['step'] for seed in (3, 7)]
+  assert min(steps) > 0
   assert not (tmp_path / '7' / 'result.json').exists()
   assert train(dataset, members(tmp_path)) == []
   for seed in SEEDS:
     assert_same(tmp_path / str(seed), alone[seed])
+
+
+def test_of_seeds_that_do_not_fit_together_some_are(
+  dataset, alone, tmp_path, monkeypatch
+):
+  sizes = []
+  real = seeds_file.in_lockstep
+  monkeypatch.setattr(
+    seeds_file, 'in_lockstep', lambda r: sizes.append(len(r)) or real(r)
+  )
+  setup = set_up(dataset, 'dnn', SETTINGS, CONFIG)
+  state = setup.placement.bytes_a_device(setup.state_shapes)
+  each = bytes_of_run(setup.state_shapes, setup.placement, saves=True) + state
+  monkeypatch.setattr(seeds_file, 'available_bytes', lambda: 3 * each - 1)
+  assert train(dataset, members(tmp_path)) == []
+  assert sizes == [2]
+  for seed in SEEDS:
+    assert_same(tmp_path / str(seed), alone[seed])
+
+
+def test_ctrl_c_that_ends_a_compiler_is_an_interruption(
+  dataset, alone, tmp_path, monkeypatch
+):
+  """A GPU's assembler is a process of its own, and hears of it too."""
+  real, calls = DeviceRunner.__call__, []
+
+  def call(self, state, inputs):
+    calls.append(None)
+    if len(calls) == 3:
+      os.kill(os.getpid(), signal.SIGINT)
+      raise jax.errors.JaxRuntimeError('ptxas exited with non-zero error code')
+    return real(self, state, inputs)
+
+  monkeypatch.setattr(DeviceRunner, '__call__', call)
+  config = dataclasses.replace(CONFIG, seed=7)
+  with pytest.raises(Interrupted):
+    fit(dataset, 'dnn', SETTINGS, config, tmp_path)
+  fit(dataset, 'dnn', SETTINGS, config, tmp_path)
+  assert_same(tmp_path, alone[7])
+
+
+def test_data_goes_to_an_accelerator_where_all_fits(dataset, monkeypatch):
+  auto = dataclasses.replace(CONFIG, data_placement='auto')
+  placed = lambda: set_up(dataset, 'dnn', SETTINGS, auto)
+  assert placed().config.data_placement == 'host'
+  monkeypatch.setattr(setup_file, '_is_accelerator', lambda placement: True)
+  setup = placed()
+  assert setup.config.data_placement == 'device'
+  assert setup.device_runner is not None
+  columns = sum(
+    leaf.nbytes for leaf in jax.tree.leaves(setup.device_runner.columns)
+  )
+  needed = bytes_of_run(setup.state_shapes, setup.placement, saves=True)
+  room = {'bytes_in_use': 0}
+  device = types.SimpleNamespace(memory_stats=lambda: room)
+  monkeypatch.setattr(jax, 'local_devices', lambda: [device])
+  room['bytes_limit'] = columns + needed
+  assert placed().config.data_placement == 'device'
+  room['bytes_limit'] -= 1
+  setup = placed()
+  assert setup.config.data_placement == 'host'
+  assert any('the data stays on the host' in note for note in setup.notes)
 
 
 def test_a_run_that_fails_ends_the_others_in_order(dataset, alone, tmp_path):
