@@ -1,6 +1,7 @@
 """Seeds that are trained together: each is the run that it is alone."""
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -93,13 +94,13 @@ def test_runs_that_stand_at_different_steps_go_on_together(
   dataset, alone, tmp_path
 ):
   """One was interrupted, one is new, one has ended; SIGTERM comes between."""
-  seen = []
 
   def stop_after(count):
+    """Once, whatever the threads report at the same time."""
+    numbers = itertools.count(1)
+
     def report(record):
-      if record['kind'] == 'train':
-        seen.append(record['step'])
-      if len(seen) == count:
+      if record['kind'] == 'train' and next(numbers) == count:
         os.kill(os.getpid(), signal.SIGTERM)
 
     return report
@@ -109,7 +110,6 @@ def test_runs_that_stand_at_different_steps_go_on_together(
     fit(dataset, 'dnn', SETTINGS, config, tmp_path / '3', stop_after(2))
   config = dataclasses.replace(CONFIG, seed=0)
   fit(dataset, 'dnn', SETTINGS, config, tmp_path / '0')
-  seen.clear()
   # As a binary has it until there is something to lose.
   with stop_signals() as stop:
     stop.can_end = True
