@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from eain_jax.config import ModelConfig, TrainConfig
@@ -72,20 +72,38 @@ def fit_seeds(
     # Where one seed does not fit, it is told here.
     check_memory(setup.state_shapes, setup.placement, saves=True)
     at_once = min(_most_at_once(setup), len(seeds))
+
+    def setup_of(seed: int) -> Setup:
+      if seed == seeds[0]:
+        return setup
+      if setup.device_runner is not None:
+        return setup.with_seed(seed)
+      own = dataclasses.replace(config, seed=seed)
+      return set_up(dataset, model_name, model_config, own)
+
+    def train(setup: Setup, stop: Stop, num_together: int) -> None:
+      member = members[setup.config.seed]
+      fit_set_up(
+        dataset,
+        model_name,
+        model_config,
+        setup,
+        stop,
+        member.work_dir,
+        member.report,
+        num_together=num_together,
+      )
+
     left = []
     for begin in range(0, len(seeds), at_once):
-      group = seeds[begin : begin + at_once]
-      if len(group) == 1:
-        own = dataclasses.replace(config, seed=group[0])
-        if setup.device_runner is None:
-          setups = [set_up(dataset, model_name, model_config, own)]
-        else:
-          setups = [setup.with_seed(group[0])]
-        fit = _alone
-      else:
-        setups = [setup.with_seed(seed) for seed in group]
-        fit = _together
-      left += fit(dataset, model_name, model_config, setups, members, stop)
+      setups = [setup_of(seed) for seed in seeds[begin : begin + at_once]]
+      if len(setups) > 1:
+        left += _together(setups, train, stop)
+        continue
+      try:
+        train(setups[0], stop, 1)
+      except InUse:
+        left.append(seeds[begin])
   return left
 
 
@@ -102,39 +120,10 @@ def _most_at_once(setup: Setup) -> int:
   return max(1, available // (each + placement.bytes_a_device(state)))
 
 
-def _alone(
-  dataset: Dataset,
-  model_name: str,
-  model_config: ModelConfig,
-  setups: list[Setup],
-  members: Mapping[int, Member],
-  stop: Stop,
-) -> list[int]:
-  (setup,) = setups
-  member = members[setup.config.seed]
-  try:
-    fit_set_up(
-      dataset,
-      model_name,
-      model_config,
-      setup,
-      stop,
-      member.work_dir,
-      member.report,
-    )
-  except InUse:
-    return [setup.config.seed]
-  return []
-
-
 def _together(
-  dataset: Dataset,
-  model_name: str,
-  model_config: ModelConfig,
-  setups: list[Setup],
-  members: Mapping[int, Member],
-  stop: Stop,
+  setups: list[Setup], train: Callable[[Setup, Stop, int], None], stop: Stop
 ) -> list[int]:
+  """Runs `train` of each on a thread; the seeds that others train."""
   runners = in_lockstep(
     [setup.device_runner for setup in setups if setup.device_runner]
   )
@@ -142,20 +131,11 @@ def _together(
   stop_of_all = Stop(follows=stop)
   failures: dict[int, BaseException] = {}
 
-  def train(setup: Setup, runner: LockstepRunner) -> None:
+  def run(setup: Setup, runner: LockstepRunner) -> None:
     seed = setup.config.seed
-    member = members[seed]
+    own = dataclasses.replace(setup, device_runner=runner)
     try:
-      fit_set_up(
-        dataset,
-        model_name,
-        model_config,
-        dataclasses.replace(setup, device_runner=runner),
-        Stop(follows=stop_of_all),
-        member.work_dir,
-        member.report,
-        num_together=len(setups),
-      )
+      train(own, Stop(follows=stop_of_all), len(setups))
     # On a thread an exception would be printed, and lost.
     except BaseException as error:
       failures[seed] = error
@@ -167,7 +147,7 @@ def _together(
   # A second signal ends the process, and they do not hold that up.
   threads = [
     threading.Thread(
-      target=train, args=both, name=f'seed {both[0].config.seed}', daemon=True
+      target=run, args=both, name=f'seed {both[0].config.seed}', daemon=True
     )
     for both in zip(setups, runners, strict=True)
   ]
