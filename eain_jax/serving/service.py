@@ -1,5 +1,6 @@
 """The HTTP service: what it takes, what it answers, what it refuses."""
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -458,6 +459,21 @@ class Service:
     _, item = self._served.encoder.had(asked)
     return item[item >= 0]
 
+  @contextlib.contextmanager
+  def answering(self, num_bytes: int) -> Iterator[None]:
+    """Counts a request that was read until it is answered, or nobody waits."""
+    self.unanswered += 1
+    self.bytes_read += num_bytes
+    is_cut = False
+    try:
+      yield
+    except asyncio.CancelledError:
+      is_cut = True  # By the end of the process: it stays unanswered.
+      raise
+    finally:
+      self.bytes_read -= num_bytes
+      self.unanswered -= not is_cut
+
   def observe(self, path: str, status: int, seconds: float) -> None:
     """Counts an answer."""
     self._metrics.requests.labels(path, str(status)).inc()
@@ -499,7 +515,7 @@ class _Gone(Exception):
 class _Guard:
   """Reads a body up to its bound, counts answers, and closes while draining.
 
-  An ASGI middleware.
+  What nobody waits for any more is given up. An ASGI middleware.
   """
 
   def __init__(self, app: Any, service: Service):
@@ -526,24 +542,54 @@ class _Guard:
       if isinstance(body, _Refused):
         await _json_response(body.status, body.why)(scope, receive, answer)
         return
-      service.unanswered += 1
-      service.bytes_read += len(body)
-      chunks = iter([{'type': 'http.request', 'body': body}])
-
-      async def replay() -> Any:
-        return next(chunks, None) or await receive()
-
-      try:
-        await self._app(scope, replay, answer)
-      finally:
-        service.bytes_read -= len(body)
-      service.unanswered -= 1
+      with service.answering(len(body)):
+        await self._app_on(body, scope, receive, answer, lambda: status > 0)
     except _Gone:
       status = 499  # As proxies have it: nobody waits for an answer.
     finally:
       path = getattr(scope.get('route'), 'path', 'other')
       seconds = time.perf_counter() - begin
       service.observe(path, status or 500, seconds)
+
+  async def _app_on(
+    self,
+    body: bytes,
+    scope: Any,
+    receive: Any,
+    send: Any,
+    has_begun: Callable[[], bool],
+  ) -> None:
+    """Runs the application on a body that was read.
+
+    Raises:
+      _Gone: the connection ended before the answer had begun.
+    """
+    is_gone = asyncio.Event()
+    chunks = iter([{'type': 'http.request', 'body': body}])
+
+    async def replay() -> Any:
+      for chunk in chunks:
+        return chunk
+      await is_gone.wait()
+      return {'type': 'http.disconnect'}
+
+    async def watch() -> None:
+      while (await receive())['type'] != 'http.disconnect':
+        pass
+      is_gone.set()
+
+    app = asyncio.ensure_future(self._app(scope, replay, send))
+    watcher = asyncio.ensure_future(watch())
+    try:
+      await asyncio.wait({app, watcher}, return_when=asyncio.FIRST_COMPLETED)
+      # After an answer the connection's end is no news.
+      if not app.done() and not has_begun():
+        raise _Gone
+      await app
+    finally:
+      for task in (app, watcher):
+        task.cancel()
+      await asyncio.wait({app, watcher})
 
   async def _body(self, scope: Any, receive: Any) -> 'bytes | _Refused':
     """The whole body.

@@ -2,7 +2,9 @@
 
 import json
 import random
+import threading
 
+import anyio.to_thread
 import hypothesis
 import numpy as np
 import pytest
@@ -170,6 +172,53 @@ def test_a_failure_is_counted_and_hurts_nobody_else(
   ask(client, body['requests'])
   text = client.get('/metrics').text
   assert 'http_requests_total{path="/score",status="500"} 1.0' in text
+  assert service.unanswered == 0
+
+
+def test_what_nobody_waits_for_is_given_up(service, client, monkeypatch):
+  """A caller who leaves at the first of ten pieces costs no second one."""
+  sizes, begun, may_end = [], threading.Event(), threading.Event()
+
+  def score(rows):
+    sizes.append(len(rows))
+    begun.set()
+    assert may_end.wait(30)
+    return np.zeros(len(rows), np.float32)
+
+  async def leave_early():
+    body = [{'type': 'http.request', 'body': b'{"user": "u001"}'}]
+
+    async def receive():
+      if body:
+        return body.pop()
+      await anyio.to_thread.run_sync(begun.wait)
+      return {'type': 'http.disconnect'}
+
+    async def send(message):
+      answers.append(message)
+
+    scope = {
+      'type': 'http',
+      'method': 'POST',
+      'path': '/recommend',
+      'query_string': b'',
+      'headers': [(b'content-type', b'application/json')],
+    }
+    await service.app(scope, receive, send)
+
+  answers = []
+  with monkeypatch.context() as patch:
+    patch.setattr(service._batcher, '_score', score)
+    patch.setattr(service._scorer, 'max_rows', 8)
+    client.portal.call(leave_early)
+    assert (service.waiting, service.unanswered, service.bytes_read) == (
+      (0,) * 3
+    )
+    may_end.set()
+  ask(client, [{'user': 'u001', 'items': ['i05']}])
+  assert (sizes, answers) == ([8], [])
+  text = client.get('/metrics').text
+  assert 'http_requests_total{path="/recommend",status="499"} 1.0' in text
 
 
 def test_requests_with_and_without_histories_keep_their_places(client, model):
