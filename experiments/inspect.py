@@ -43,7 +43,8 @@ def main() -> None:
   time = serving_flags.time_of(model.run.dataset)
   assert time is not None  # It has a default.
   user, times = [USER.value], [time]
-  context = {n: [v] for n, v in parse_columns(tuple(CONTEXT.value)).items()}
+  given = parse_columns(tuple(CONTEXT.value), '--context')
+  context = {name: [value] for name, value in given.items()}
   item, how = ITEM.value, ''
   if item is None:
     [best] = model.recommend(user, 1, times, context)

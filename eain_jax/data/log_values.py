@@ -19,15 +19,25 @@ MAX_TIME = 2**53 - 1
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
-def parse_columns(columns: tuple[str, ...]) -> dict[str, str]:
-  """name=column pairs as a dict; a name given twice is an error."""
+def parse_columns(
+  columns: tuple[str, ...], flag: str = '--columns'
+) -> dict[str, str]:
+  """name=column pairs as a dict; a name given twice is an error.
+
+  Args:
+    columns: the pairs as they are written.
+    flag: what an error names.
+
+  Raises:
+    InputError: text that is no pair, or a name given twice.
+  """
   pairs = {}
   for text in columns:
     name, equals, column = text.partition('=')
     if not (name and equals and column):
-      raise InputError(f'--columns holds {text!r}: write it as name=column')
+      raise InputError(f'{flag} holds {text!r}: write it as name=column')
     if name in pairs:
-      raise InputError(f'--columns names {name} twice')
+      raise InputError(f'{flag} names {name} twice')
     pairs[name] = column
   return pairs
 

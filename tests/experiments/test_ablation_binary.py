@@ -1,33 +1,18 @@
 """The ablation as a user runs it: files, going on, exit codes, sentences."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from eain_jax.artifacts import check_manifest
+from tests.experiments.binary import call
 from tests.experiments.tiny_eain import TINY_EAIN
 
-ROOT = Path(__file__).parents[2]
 SMALL = (
   '--epochs=1',
   '--batch_size=512',
   *TINY_EAIN,
 )
-
-
-def call(name, *flags):
-  return subprocess.run(
-    [sys.executable, '-m', f'experiments.{name}', *map(str, flags)],
-    cwd=ROOT,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
 
 
 @pytest.fixture(scope='module')

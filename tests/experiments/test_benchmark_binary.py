@@ -1,16 +1,11 @@
 """The benchmark as a user runs it: output, files, exit codes, sentences."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from launch.local import merge_device_count
+from tests.experiments.binary import call, succeed
 
-ROOT = Path(__file__).parents[2]
 TINY = (
   '--items=200',
   '--users=100',
@@ -26,28 +21,15 @@ TINY = (
 PICTURE = b'\x89PNG'
 
 
-def call(*flags):
-  one_device = merge_device_count(os.environ['XLA_FLAGS'], 1)
-  return subprocess.run(
-    [sys.executable, '-m', 'experiments.benchmark', *map(str, flags)],
-    cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': one_device, 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-
-
-def succeed(*flags):
-  done = call(*flags)
-  assert done.returncode == 0, done.stderr
-  return done.stdout
-
-
 def test_rows_last_line_and_profile(tmp_path):
   out = tmp_path / 'out'
   stdout = succeed(
-    f'--output_dir={out}', *TINY, '--noceilings', '--threads=1', '--profile'
+    'benchmark',
+    f'--output_dir={out}',
+    *TINY,
+    '--noceilings',
+    '--threads=1',
+    '--profile',
   )
   result = json.loads((out / 'benchmark.json').read_text())
   last = json.loads(stdout.splitlines()[-1])
@@ -93,6 +75,7 @@ def test_rows_last_line_and_profile(tmp_path):
 def test_a_sweep_draws_its_rows_and_says_what_it_leaves_out(tmp_path):
   out = tmp_path / 'out'
   stdout = succeed(
+    'benchmark',
     f'--output_dir={out}',
     *TINY,
     '--noceilings',
@@ -117,6 +100,7 @@ def test_a_sweep_draws_its_rows_and_says_what_it_leaves_out(tmp_path):
 def test_a_sweep_of_batches_with_ceilings_and_preparation(tmp_path):
   out = tmp_path / 'out'
   stdout = succeed(
+    'benchmark',
     f'--output_dir={out}',
     *TINY,
     '--model=dnn',
@@ -157,7 +141,7 @@ def test_a_sweep_of_batches_with_ceilings_and_preparation(tmp_path):
   ],
 )
 def test_bad_flags_are_refused_in_a_sentence(tmp_path, flags, code, sentence):
-  done = call(f'--output_dir={tmp_path / "out"}', *flags)
+  done = call('benchmark', f'--output_dir={tmp_path / "out"}', *flags)
   assert done.returncode == code, done.stderr
   assert sentence in done.stderr
   assert 'Traceback' not in done.stderr
@@ -166,6 +150,6 @@ def test_bad_flags_are_refused_in_a_sentence(tmp_path, flags, code, sentence):
 
 def test_a_folder_that_holds_something_is_refused(tmp_path):
   (tmp_path / 'mine').write_text('')
-  done = call(f'--output_dir={tmp_path}', *TINY)
+  done = call('benchmark', f'--output_dir={tmp_path}', *TINY)
   assert done.returncode == 1
   assert 'already holds something' in done.stderr

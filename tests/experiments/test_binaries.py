@@ -3,43 +3,15 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from eain_jax.artifacts import write_manifest
 from eain_jax.locking import locked_folder
-from launch.local import merge_device_count
+from tests.experiments.binary import ROOT, call, succeed
 from tests.experiments.tiny_eain import TINY_EAIN
 
-ROOT = Path(__file__).parents[2]
 DATA = ROOT / '..' / 'shared' / 'data'
-
-
-def call(name, *flags, devices=1, as_shipped=False):
-  # Without the flags by which tests compile faster, or with them.
-  base = '' if as_shipped else os.environ['XLA_FLAGS']
-  environment = {
-    **os.environ,
-    'XLA_FLAGS': merge_device_count(base, devices),
-    'JAX_PLATFORMS': 'cpu',
-  }
-  return subprocess.run(
-    [sys.executable, '-m', f'experiments.{name}', *map(str, flags)],
-    cwd=ROOT,
-    env=environment,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-
-
-def succeed(name, *flags, **kwargs):
-  done = call(name, *flags, **kwargs)
-  assert done.returncode == 0, done.stderr
-  return done.stdout
 
 
 @pytest.fixture(scope='module')

@@ -1,16 +1,11 @@
 """Scaling as a user runs it: output, files, exit codes, sentences."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from launch.local import merge_device_count
+from tests.experiments.binary import call
 
-ROOT = Path(__file__).parents[2]
 TINY = (
   '--model=lr',
   '--items=200',
@@ -24,19 +19,6 @@ TINY = (
 )
 
 
-def call(*flags):
-  one_device = merge_device_count(os.environ['XLA_FLAGS'], 1)
-  return subprocess.run(
-    [sys.executable, '-m', 'experiments.scaling', *map(str, flags)],
-    cwd=ROOT,
-    # The binary makes its devices itself.
-    env={**os.environ, 'XLA_FLAGS': one_device, 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ('parallelism', 'scaling', 'batch'),
@@ -45,6 +27,7 @@ def call(*flags):
 def test_rows_picture_and_last_line(tmp_path, parallelism, scaling, batch):
   out = tmp_path / 'out'
   done = call(
+    'scaling',
     f'--output_dir={out}',
     *TINY,
     '--devices=1,2',
@@ -83,7 +66,7 @@ def test_rows_picture_and_last_line(tmp_path, parallelism, scaling, batch):
   ],
 )
 def test_bad_flags_are_refused_in_a_sentence(tmp_path, flags, code, sentence):
-  done = call(f'--output_dir={tmp_path / "out"}', *flags)
+  done = call('scaling', f'--output_dir={tmp_path / "out"}', *flags)
   assert done.returncode == code, done.stderr
   assert sentence in done.stderr
   assert 'Traceback' not in done.stderr

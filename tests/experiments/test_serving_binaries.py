@@ -1,13 +1,11 @@
 """Scoring and ranking as a user runs them: exact, or a sentence."""
 
-import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -17,20 +15,8 @@ import pytest
 from eain_jax.data.batches import make_eval_stream
 from eain_jax.evaluation.evaluator import score_part
 from eain_jax.training.restore import open_run
+from tests.experiments.binary import ROOT, call
 from tests.experiments.tiny_eain import TINY_EAIN
-
-ROOT = Path(__file__).parents[2]
-
-
-def call(name, *flags):
-  return subprocess.run(
-    [sys.executable, '-m', f'experiments.{name}', *map(str, flags)],
-    cwd=ROOT,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
 
 
 @pytest.fixture(scope='module')
@@ -246,6 +232,7 @@ def test_one_user_and_one_item_are_looked_at(run_dir, tmp_path):
   for flags, code, message in [
     (('--item=none',), 1, '--item=none is not in'),
     (('--context=colour=red',), 1, "'colour' is no context of the model"),
+    (('--context=x',), 1, "--context holds 'x': write it as name=column"),
     (('--output=a.jpg',), 2, 'must end in .png'),
     (('--time=soon',), 2, '--time: the time'),
   ]:

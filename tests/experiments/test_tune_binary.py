@@ -1,28 +1,10 @@
 """`experiments.tune` as a user runs it, and what its flags are good for."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from launch.local import merge_device_count
-
-ROOT = Path(__file__).parents[2]
-
-
-def call(name, *flags):
-  one_device = merge_device_count(os.environ['XLA_FLAGS'], 1)
-  return subprocess.run(
-    [sys.executable, '-m', f'experiments.{name}', *map(str, flags)],
-    cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': one_device, 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+from tests.experiments.binary import call
 
 
 @pytest.mark.slow
