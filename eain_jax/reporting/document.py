@@ -410,14 +410,23 @@ def times_grid(
 ) -> Grid:
   """What training took; no part of the report, for no two runs agree in it."""
   rows = []
+  is_shared = any(
+    together > 1
+    for of_model in times.values()
+    for together in of_model['trained_together']
+  )
   for row in table['rows']:
     of_model = times[row['model']]
     rate = [round(value) for value in of_model['examples_per_second']]
     seconds = _per_seed(of_model['seconds'], lambda value: f'{value:.1f}')
-    rows.append(
-      (Cell(row['name']), Cell(seconds), Cell(_per_seed(rate, _count)))
-    )
-  return Grid(('Model', 'seconds', 'examples/s'), tuple(rows))
+    cells = [Cell(row['name']), Cell(seconds), Cell(_per_seed(rate, _count))]
+    if is_shared:
+      cells.append(Cell(_per_seed(of_model['trained_together'], str)))
+    rows.append(tuple(cells))
+  titles = ['Model', 'seconds', 'examples/s']
+  if is_shared:
+    titles.append('runs in these seconds')
+  return Grid(tuple(titles), tuple(rows))
 
 
 def training_grid(rows: Iterable[Mapping[str, Any]], first_column: str) -> Grid:

@@ -46,6 +46,7 @@ from eain_jax.training.run_folder import (
   settings_of,
 )
 from eain_jax.training.run_log import Report, RunLog
+from eain_jax.training.save_pace import SavePace, saving_share
 from eain_jax.training.setup import Setup, resolve_config, set_up
 from eain_jax.training.state import TrainState
 from eain_jax.training.step import ScoreFn
@@ -53,10 +54,6 @@ from eain_jax.training.step import ScoreFn
 EVAL_BATCH_SIZE = 16_384
 # Several processes ask each other whether to stop, once in so many batches.
 EVAL_BATCHES_A_MEETING = 16
-
-
-# Of the time on an accelerator, that saves may take.
-SAVING_SHARE = 0.1
 
 # Parameters and statistics.
 Best = tuple[Any, Any]
@@ -114,41 +111,6 @@ class FitResult:
   result: dict[str, Any]
   params: Any
   stats: Any
-
-
-def _saving_share(num_together: int) -> float:
-  """Of the time that one of several runs may save, while the others wait."""
-  if jax.default_backend() == 'cpu':
-    return 1.0
-  return SAVING_SHARE / num_together
-
-
-class SavePace:
-  """Holds saves back where they would take more than a share of the time.
-
-  A save costs a CPU's step or two, but as much as hundreds of an accelerator's.
-
-  Args:
-    share: of the time.
-  """
-
-  def __init__(self, share: float):
-    self.share = share
-    self._next = 0.0
-
-  @property
-  def holds(self) -> bool:
-    """Whether it ever holds a save back."""
-    return self.share < 1
-
-  def allows(self, now: float) -> bool:
-    """Whether a save may begin."""
-    return now >= self._next
-
-  def saved(self, begin: float, end: float) -> None:
-    """A save has kept the run waiting, from `begin` to `end`."""
-    if self.holds:
-      self._next = end + (end - begin) * (1 / self.share - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,7 +249,7 @@ def fit_set_up(
       log,
       Profile(profile_dir if is_first else None, log.say),
       stop,
-      SavePace(_saving_share(num_together)),
+      SavePace(saving_share(num_together)),
     )
     for note in setup.notes:
       log.say(note)
@@ -300,6 +262,7 @@ def fit_set_up(
       setup.device_runner.leave()
     assert best is not None, 'every run ends at an evaluation'
     result = _result(plan, best, record, int(state.step), parts)
+    result['trained_together'] = num_together
     if work_dir and is_first:
       write_json(work_dir / RESULT_FILE, result)
       write_manifest(work_dir, (CONFIG_FILE, METRICS_FILE, RESULT_FILE))

@@ -139,6 +139,12 @@ def _resolve(
   if not config.batch_size:
     config = dataclasses.replace(config, batch_size=_batch_size(dataset))
   stream = _open_stream(dataset, config, Shards())
+  an_epoch = len(stream.packer.part) * stream.num_candidates
+  if config.batch_size > max(an_epoch, BATCH_SIZE_RANGE[1]):
+    raise InputError(
+      f'batch_size {config.batch_size} is more than the {an_epoch} examples of '
+      'an epoch: the rest of it would be padding'
+    )
   update = measure_update(
     dataset.features,
     stream.planned(),

@@ -35,6 +35,22 @@ def test_table_fits_80_columns_and_loses_no_figure(fake):
   assert 'Precision@10 is at most 0.1' in text
 
 
+def test_seconds_of_seeds_that_were_trained_together_are_said_to_be(fake):
+  runs = fake.runs(3)
+  table = build_table1(runs, fake.manifest(), fake.no_ceilings)
+  text = {}
+  for count in (1, 3):
+    for run in runs:
+      run.result['trained_together'] = count
+    console = make_console()
+    console.print(table1_on_console(table, training_times(runs)))
+    text[count] = shown(console)
+  assert 'runs in these seconds' not in text[1]
+  assert 'runs in these seconds' in text[3]
+  row = [r for r in text[3].splitlines() if r.startswith('EAIN')][-1]
+  assert row.split()[-1] == '3'
+
+
 def test_names_are_neither_markup_nor_escape_sequences(fake):
   source = {
     'name': '[red]x[/nonsense]\x1b[2J',

@@ -83,7 +83,11 @@ def test_two_measurements_differ_in_times_alone(fake):
   assert json.dumps(tables[0]) == json.dumps(tables[1])
   times = [training_times(runs[::-1]) for runs in made]
   assert list(times[0]) == ['lr', 'mf', 'dnn', 'din', 'deepfm', 'eain']
-  assert times[0]['eain'] == {'seconds': [1.0], 'examples_per_second': [1000.0]}
+  assert times[0]['eain'] == {
+    'seconds': [1.0],
+    'examples_per_second': [1000.0],
+    'trained_together': [1],
+  }
   assert times[0] != times[1]
 
 

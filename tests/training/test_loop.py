@@ -12,6 +12,7 @@ from eain_jax.errors import InputError
 from eain_jax.training import loop, setup
 from eain_jax.training.loop import fit
 from eain_jax.training.restore import open_run
+from eain_jax.training.save_pace import SavePace
 
 CONFIG = TrainConfig(
   batch_size=320, epochs=4, learning_rate=5e-3, log_every=5, save_every=20
@@ -68,7 +69,7 @@ class Stopped(Exception):
   pass
 
 
-class SavesOnce(loop.SavePace):
+class SavesOnce(SavePace):
   def allows(self, now):
     return self._next == 0.0
 
@@ -115,12 +116,12 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
 
 
 def test_saves_rest_for_as_long_as_they_are_to():
-  pace = loop.SavePace(0.1)
+  pace = SavePace(0.1)
   assert pace.allows(0.0)
   pace.saved(10.0, 12.0)
   assert not pace.allows(29.9)
   assert pace.allows(30.0)
-  always = loop.SavePace(1.0)
+  always = SavePace(1.0)
   always.saved(10.0, 12.0)
   assert always.allows(12.0)
 
@@ -272,6 +273,19 @@ def test_the_batch_follows_the_size_of_the_data(dataset, examples, expected):
   # One that is given stays.
   given = TrainConfig(batch_size=1000)
   assert resolve(given).batch_size == 1000
+
+
+def test_a_batch_beyond_an_epoch_is_refused(dataset):
+  """Such a batch would be padding, and a large one more than the memory."""
+  settings = MODEL_CONFIGS['lr']()
+  an_epoch = dataset.manifest['counts']['train']['examples']
+  assert an_epoch > 4096
+  for size in (an_epoch, 4096):
+    given = TrainConfig(batch_size=size)
+    assert setup.resolve_config(dataset, 'lr', settings, given)
+  given = TrainConfig(batch_size=an_epoch + 1)
+  with pytest.raises(InputError, match=f'{an_epoch + 1} is more than the'):
+    setup.resolve_config(dataset, 'lr', settings, given)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def assert_same(found, expected):
     for folder in (found, expected)
   )
   assert ours['steps'] == theirs['steps']
+  assert theirs['trained_together'] == 1
   assert ours['seed'] == theirs['seed']
   assert ours['test']['auc'] == pytest.approx(theirs['test']['auc'], abs=2e-3)
   assert (found / 'manifest.json').is_file()
@@ -86,6 +87,8 @@ def test_seeds_together_are_the_runs_alone(dataset, alone, tmp_path):
   assert train(dataset, members(tmp_path)) == []
   for seed in SEEDS:
     assert_same(tmp_path / str(seed), alone[seed])
+    result = json.loads((tmp_path / str(seed) / 'result.json').read_text())
+    assert result['trained_together'] == len(SEEDS)
   losses = [records(tmp_path / str(seed))[0]['loss'] for seed in SEEDS]
   assert len(set(losses)) == len(SEEDS)
 
