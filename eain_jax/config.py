@@ -573,7 +573,10 @@ class TrainConfig(Settings):
     600, 'Seconds to wait for a batch before the run is given up.', at_least=1
   )
   seed: int = setting(
-    0, 'Of parameters, order, negatives, dropout.', at_least=0
+    0,
+    'Of parameters, order, negatives, dropout.',
+    at_least=0,
+    at_most=2**32 - 1,
   )
 
   @property

@@ -55,6 +55,8 @@ from eain_jax.errors import InputError
 #   row        int32 [R]      the request's place in the global batch
 #   label      float32 [R, C]
 #   weight     float32 [R, C] 0 marks padding
+#   key        uint32 [2]     of training: the run's key, for dropout; data, so
+#              that runs of all seeds are one program
 #   rows       {feature: int32 [Q]}  where they are planned, the rows of each
 #              table that the batch touches; ids are then places in them. Of
 #              tables that are cut over D devices int32 [D, C], see `row_plan`
@@ -488,6 +490,7 @@ def shapes_of_batch(
     'row': array(num_requests),
     'label': array(num_requests, num_candidates, dtype='float32'),
     'weight': array(num_requests, num_candidates, dtype='float32'),
+    'key': array(2, dtype='uint32'),
     'rows': {
       f.name: array(num_owners, sizes.capacity[f.name]) for f in features
     },
@@ -558,6 +561,11 @@ class TrainStream:
   @property
   def steps_per_epoch(self) -> int:
     return -(-len(self.packer.part) // self.num_requests)
+
+  @property
+  def key(self) -> np.ndarray:
+    """uint32 [2]: the bits of the seed's key, as `jax.random.key` has it."""
+    return np.array([0, self.seed], np.uint32)
 
   def num_examples(self, step: int) -> int:
     """Examples of a step; the last one of an epoch holds fewer."""
@@ -644,7 +652,9 @@ class TrainStream:
       rows, items, label, weight = (x[begin : begin + size] for x in examples)
       return self.packer.pack(rows, items, label, weight, shard * size, **sizes)
 
-    return _assemble(pack, self.packer, self.shards, at_least)
+    batch = _assemble(pack, self.packer, self.shards, at_least)
+    stacked = (len(own), 1) if self.shards.is_stacked else 1
+    return {**batch, 'key': np.tile(self.key, stacked)}
 
   def planned(self) -> dict[str, int]:
     """Rows of each feature's table that most batches plan, Q."""

@@ -217,7 +217,6 @@ class DeviceRunner:
   Attributes:
     stream: decides rows and candidates; on one device.
     columns: on the device.
-    key: uint32 [2], the bits of the run's key.
     function: pure, `(state, columns, steps, count, num_events) -> (state,
       metrics)`; the arguments after `columns` are those of `StepInputs`.
     run: the same, compiled; the state is donated.
@@ -225,7 +224,6 @@ class DeviceRunner:
 
   stream: TrainStream
   columns: Columns
-  key: np.ndarray
   function: Any
   run: Any
 
@@ -255,7 +253,7 @@ class DeviceRunner:
       'candidates': by_step(candidates),
       'label': by_step(label),
       'weight': by_step(weight),
-      'key': np.tile(self.key, (STEPS_A_CALL, 1)),
+      'key': np.tile(self.stream.key, (STEPS_A_CALL, 1)),
     }
     most = int(by_step(events).sum(axis=1).max())
     num_events = size_class(
@@ -286,14 +284,13 @@ def _check_memory(columns: Columns, spare: int) -> None:
 
 
 def make_device_runner(
-  stream: TrainStream, train_step: StepFn, key: np.ndarray, spare: int = 0
+  stream: TrainStream, train_step: StepFn, spare: int = 0
 ) -> DeviceRunner:
   """The runner of a pure, not yet compiled step.
 
   Args:
     stream: on one device.
     train_step: of `step.make_train_step`.
-    key: uint32 [2], the bits of the run's key.
     spare: bytes of the device that are to stay free beside the columns.
 
   Raises:
@@ -321,7 +318,6 @@ def make_device_runner(
   return DeviceRunner(
     stream,
     jax.device_put(columns),
-    key,
     run,
     jax.jit(run, donate_argnums=0, static_argnums=4),
   )

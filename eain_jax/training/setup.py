@@ -84,7 +84,7 @@ class Setup:
 
   def make_state(self) -> TrainState:
     """The state of step 0, made where it is to lie."""
-    return self.state_of_key(_key_of(self.config.seed))
+    return self.state_of_key(self.stream.key)
 
   def with_seed(self, seed: int) -> 'Setup':
     """The run of another seed, by the same programs and the same data.
@@ -101,15 +101,8 @@ class Setup:
       self,
       config=config,
       stream=stream,
-      device_runner=dataclasses.replace(
-        runner, stream=stream, key=_key_of(seed)
-      ),
+      device_runner=dataclasses.replace(runner, stream=stream),
     )
-
-
-def _key_of(seed: int) -> np.ndarray:
-  """Bits, for these any process can pass to a program of all of them."""
-  return np.asarray(jax.random.key_data(jax.random.key(seed)))
 
 
 def _batch_size(dataset: Dataset) -> int:
@@ -220,8 +213,7 @@ def set_up(
   initialize = functools.partial(
     _initialize, model, features, optimizer, stream.batch(0), placement
   )
-  key = _key_of(config.seed)
-  state_shapes = jax.eval_shape(initialize, key)
+  state_shapes = jax.eval_shape(initialize, stream.key)
 
   def state_of_key(key: np.ndarray) -> TrainState:
     state = placement.make_state(initialize, key)
@@ -246,7 +238,7 @@ def set_up(
     if choice == 'auto':
       spare = bytes_of_run(state_shapes, placement, saves=True)
     try:
-      device_runner = make_device_runner(stream, train_step, key, spare)
+      device_runner = make_device_runner(stream, train_step, spare)
       data_notes = ('the data lies on the device',)
     except InputError as error:
       if choice == 'device':
@@ -290,7 +282,7 @@ def _initialize(
     features,
     optimizer,
     batch,
-    jax.random.wrap_key_data(key_data),
+    jax.random.wrap_key_data(key_data, impl='threefry2x32'),
     num_owners=placement.num_owners,
     place_table=placement.table_from_draw,
   )

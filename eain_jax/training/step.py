@@ -78,10 +78,7 @@ def make_train_step(
       are_cut=tables_are_cut,
       is_rowwise=config.table_update != 'dense',
     )
-    if 'key' in batch:
-      run_key = jax.random.wrap_key_data(batch['key'])
-    else:
-      run_key = jax.random.key(config.seed)
+    run_key = jax.random.wrap_key_data(batch['key'], impl='threefry2x32')
     key = jax.random.fold_in(run_key, state.step)
     label_RC, weight_RC = batch['label'], batch['weight']
     if config.shuffle_labels:

@@ -1,5 +1,7 @@
 """The training step: by hand for LR, and what must hold of every step."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from eain_jax.evaluation import metrics
 from eain_jax.evaluation.evaluator import score_part
 from eain_jax.models import make_model
 from eain_jax.training.optimizer import make_optimizer
+from eain_jax.training.setup import set_up
 from eain_jax.training.state import init_state
 from eain_jax.training.step import (
   make_score_step,
@@ -186,6 +189,23 @@ def test_dropout_follows_the_step_and_the_seed(dnn):
   ]
   assert len(set(losses)) == 3
   assert losses[0] == losses[3]
+  other = dataclasses.replace(stream, seed=2**32 - 1)
+  bits = jax.random.key_data(jax.random.key(2**32 - 1))
+  np.testing.assert_array_equal(other.key, bits)
+  assert other.batch(0)['key'].tolist() != batch['key'].tolist()
+  found = float(step(state, batch | {'key': other.key})[1]['loss'])
+  assert found not in losses
+
+
+def test_runs_of_all_seeds_are_one_program(dataset, small_config):
+  """A seed is no constant of it: the cache has it for the next one."""
+  settings, programs = small_config('dnn', dropout=0.5), set()
+  batch = make_train_stream(dataset, BATCH_SIZE, seed=0).batch(0)
+  for seed in (0, 1):
+    made = set_up(dataset, 'dnn', settings, TrainConfig(seed=seed))
+    lowered = made.train_step.lower(made.state_shapes, batch)
+    programs.add(lowered.as_text())
+  assert len(programs) == 1
 
 
 def test_the_penalty_is_in_the_total_loss_alone(dnn):
