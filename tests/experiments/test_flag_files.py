@@ -1,28 +1,12 @@
 """Files of flags, a model each, and the table that takes them."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from eain_jax.errors import InputError
 from experiments.flag_files import check_folder, read_flags
-
-ROOT = Path(__file__).parents[2]
-
-
-def table1(*flags):
-  return subprocess.run(
-    [sys.executable, '-m', 'experiments.table1', *map(str, flags)],
-    cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+from tests.experiments.binary import call
 
 
 def test_lines_of_a_file(tmp_path):
@@ -69,7 +53,9 @@ def test_a_folder_without_files_of_flags(tmp_path):
 def test_a_file_that_does_not_suit_its_model(tmp_path, text, message):
   (tmp_path / 'lr.flags').write_text(text)
   out = tmp_path / 'out'
-  done = table1(f'--output_dir={out}', f'--flags_dir={tmp_path}', '--models=lr')
+  done = call(
+    'table1', f'--output_dir={out}', f'--flags_dir={tmp_path}', '--models=lr'
+  )
   assert done.returncode == 1
   assert f'lr.flags: {message}' in done.stderr
   assert len(done.stderr.strip().splitlines()) == 1
@@ -95,7 +81,7 @@ def test_each_model_has_its_own_and_the_command_line_stands_above(
     '--epochs=1',
     '--batch_size=256',
   )
-  done = table1(*flags)
+  done = call('table1', *flags)
   assert done.returncode == 0, done.stderr
   models = json.loads((out / 'table1.json').read_text())['settings']['models']
   assert models['mf']['model_config']['embedding_dim'] == 8
@@ -107,6 +93,6 @@ def test_each_model_has_its_own_and_the_command_line_stands_above(
   assert '--learning_rate=0.01' in text.partition('MF:')[2]
   # Another file is another plan.
   (folder / 'mf.flags').write_text('--embedding_dim=16\n')
-  done = table1(*flags)
+  done = call('table1', *flags)
   assert done.returncode == 1
   assert 'holds what other flags made' in done.stderr
