@@ -473,7 +473,8 @@ class TrainConfig(Settings):
   batch_size: int = setting(
     0,
     'Examples a step, over all devices. 0: the largest power of two from 256 '
-    'to 4096 that leaves at least 128 steps an epoch.',
+    'to 4096 that leaves at least 128 steps an epoch. More than 4096 must not '
+    'be more than an epoch.',
     at_least=0,
   )
   epochs: int = setting(20, 'Most passes over the training part.', at_least=1)

@@ -547,7 +547,7 @@ class TrainStream:
     num_candidates: C.
     num_requests: requests of the global batch.
     shards: into which it is cut.
-    seed: of the order and the negatives.
+    seed: of the order, the negatives and the key.
     sampler: draws negatives, or None for the tasks with labels.
   """
 
@@ -676,12 +676,15 @@ def make_train_stream(
     dataset: an open dataset.
     batch_size: examples a step, over all shards; rounded down to whole
       requests.
-    seed: of the order and the negatives.
+    seed: of the order, the negatives and the key.
     shards: parts that a batch is cut into, one a device.
 
   Raises:
-    ValueError: batch_size holds less than one request a shard.
+    ValueError: batch_size holds less than one request a shard, or the seed is
+      none of 32 bits.
   """
+  if not 0 <= seed < 2**32:
+    raise ValueError(f'seed {seed} must be from 0 to {2**32 - 1}')
   part = dataset.parts['train']
   has_negatives = dataset.task == 'next_item'
   num_candidates = 1 + dataset.config.negatives if has_negatives else 1

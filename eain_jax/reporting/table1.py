@@ -238,15 +238,15 @@ def build_table1(
 def training_times(runs: Iterable[Run]) -> dict[str, Any]:
   """By model what the training of each seed took.
 
-  'trained_together' is of how many runs the 'seconds' are, as one program
-  trained them, and those that 'examples_per_second' follow from.
+  These are 'seconds', 'examples_per_second', and 'trained_together': how many
+  runs shared those seconds, because one program trained them.
   """
   times: dict[str, Any] = {}
   for run in sorted(runs, key=lambda run: (_place(run.model), run.seed)):
     of_model = times.setdefault(run.model, {})
     for name in ('seconds', 'examples_per_second'):
       of_model.setdefault(name, []).append(run.result[name])
-    # Results of earlier commits lack it; each was trained alone.
+    # A result from before it was kept lacks it, and is taken as alone.
     together = run.result.get('trained_together', 1)
     of_model.setdefault('trained_together', []).append(together)
   return times

@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ import numpy as np
 from eain_jax.serving.candidates import Rows
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Waiting:
   rows: Rows
   logits: asyncio.Future[np.ndarray]
@@ -64,11 +65,17 @@ class Batcher:
 
   async def score(self, rows: Rows) -> np.ndarray:
     """float32 [n], the logits of rows; raises what scoring them raises."""
-    future = asyncio.get_running_loop().create_future()
-    self._queue.append(_Waiting(rows, future))
+    waiting = _Waiting(rows, asyncio.get_running_loop().create_future())
+    self._queue.append(waiting)
     if self._task is None or self._task.done():
       self._task = asyncio.create_task(self._run())
-    return await future
+    try:
+      return await waiting.logits
+    except asyncio.CancelledError:
+      # Whoever asked has gone, and is counted by nobody: nor do its rows stay.
+      with contextlib.suppress(ValueError):
+        self._queue.remove(waiting)
+      raise
 
   def _take(self) -> list[_Waiting]:
     """The next batch: the oldest, and those after it of its kind."""

@@ -464,15 +464,17 @@ class Service:
     """Counts a request that was read until it is answered, or nobody waits."""
     self.unanswered += 1
     self.bytes_read += num_bytes
-    is_cut = False
     try:
       yield
     except asyncio.CancelledError:
-      is_cut = True  # By the end of the process: it stays unanswered.
+      raise  # By the end of the process: it stays unanswered.
+    except BaseException:
+      self.unanswered -= 1
       raise
+    else:
+      self.unanswered -= 1
     finally:
       self.bytes_read -= num_bytes
-      self.unanswered -= not is_cut
 
   def observe(self, path: str, status: int, seconds: float) -> None:
     """Counts an answer."""

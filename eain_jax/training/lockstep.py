@@ -42,7 +42,7 @@ class Lockstep:
   state takes the place, for a program of fewer would have to be compiled.
 
   Args:
-    runners: of the runs; they differ in stream and key alone.
+    runners: of the runs; they differ in their streams' seeds alone.
   """
 
   def __init__(self, runners: Sequence[DeviceRunner]):

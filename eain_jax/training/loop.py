@@ -73,6 +73,7 @@ class Record:
     saved: step and evaluated step of the checkpoint that it went into last.
     seconds: training time so far, without evaluations.
     seconds_waiting: of these, for the input.
+    together: the most runs that shared these seconds, this one included.
   """
 
   best_gauc: float = -math.inf
@@ -84,6 +85,7 @@ class Record:
   saved: tuple[int, int] = (0, 0)
   seconds: float = 0.0
   seconds_waiting: float = 0.0
+  together: int = 1
 
 
 def run_config(
@@ -126,6 +128,7 @@ class _Plan:
   profile: Profile
   stop: Stop
   pace: SavePace
+  num_together: int
 
   @property
   def config(self) -> TrainConfig:
@@ -250,6 +253,7 @@ def fit_set_up(
       Profile(profile_dir if is_first else None, log.say),
       stop,
       SavePace(saving_share(num_together)),
+      num_together,
     )
     for note in setup.notes:
       log.say(note)
@@ -262,7 +266,6 @@ def fit_set_up(
       setup.device_runner.leave()
     assert best is not None, 'every run ends at an evaluation'
     result = _result(plan, best, record, int(state.step), parts)
-    result['trained_together'] = num_together
     if work_dir and is_first:
       write_json(work_dir / RESULT_FILE, result)
       write_manifest(work_dir, (CONFIG_FILE, METRICS_FILE, RESULT_FILE))
@@ -316,6 +319,7 @@ def _result(
     'best_step': record.best_step,
     'best_epoch': record.best_step / plan.steps_per_epoch,
     'steps': step,
+    'trained_together': record.together,
   }
   for name in parts:
     stream = open_eval_stream(dataset, name, setup.placement)
@@ -536,6 +540,7 @@ def _run(
         inputs.close()
         _end_early(plan, state, best, record, pending, clock)
     plan.stop.can_end = False
+    record.together = max(record.together, plan.num_together)
     metrics = inputs.observe(metrics)
     step += count
     # One step runs and one waits: each has temporaries of its own.

@@ -74,12 +74,7 @@ def fit_seeds(
     at_once = min(_most_at_once(setup), len(seeds))
 
     def setup_of(seed: int) -> Setup:
-      if seed == seeds[0]:
-        return setup
-      if setup.device_runner is not None:
-        return setup.with_seed(seed)
-      own = dataclasses.replace(config, seed=seed)
-      return set_up(dataset, model_name, model_config, own)
+      return setup if seed == seeds[0] else setup.with_seed(seed)
 
     def train(setup: Setup, stop: Stop, num_together: int) -> None:
       member = members[setup.config.seed]

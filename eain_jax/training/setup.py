@@ -87,21 +87,16 @@ class Setup:
     return self.state_of_key(self.stream.key)
 
   def with_seed(self, seed: int) -> 'Setup':
-    """The run of another seed, by the same programs and the same data.
-
-    The data must lie on the device.
-    """
-    runner = self.device_runner
-    assert runner is not None, 'a step of the host has its seed in its program'
+    """The run of another seed, by the same programs and the same data."""
     config = dataclasses.replace(self.config, seed=seed)
     stream = _open_stream(
       self.stream.packer.dataset, config, self.stream.shards
     )
+    runner = self.device_runner
+    if runner is not None:
+      runner = dataclasses.replace(runner, stream=stream)
     return dataclasses.replace(
-      self,
-      config=config,
-      stream=stream,
-      device_runner=dataclasses.replace(runner, stream=stream),
+      self, config=config, stream=stream, device_runner=runner
     )
 
 

@@ -136,7 +136,7 @@ class Search:
     return study
 
   def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-    seed = self.seed + number
+    seed = (self.seed + number) % 2**32
     if self.sampler == 'random':
       sampler = optuna.samplers.RandomSampler(seed)
     else:

@@ -57,6 +57,30 @@ def test_what_comes_meanwhile_is_one_batch():
   assert model.batches[1].context == {'c': ['2', '3', '4']}
 
 
+def test_whoever_has_gone_leaves_no_rows_and_cuts_no_batch():
+  model = Model()
+
+  async def some_leave():
+    batcher = Batcher(model, 4)
+    ask = lambda *numbers: asyncio.create_task(batcher.score(rows(*numbers)))
+    first = ask(1)
+    await asyncio.sleep(0.01)
+    left, gone, last = ask(2, 3), ask(7, 8, 9), ask(4, 5)
+    await asyncio.sleep(0.01)
+    gone.cancel()
+    await asyncio.sleep(0.01)
+    assert gone.cancelled()
+    assert len(batcher._queue) == 2
+    model.go.set()
+    found = await asyncio.gather(first, left, last)
+    batcher.close()
+    return found
+
+  assert [list(f) for f in asyncio.run(some_leave())] == [[1], [2, 3], [4, 5]]
+  users = [batch.user for batch in model.batches]
+  assert users == [['1'], ['2', '3', '4', '5']]
+
+
 def test_histories_of_their_own_stand_apart():
   model = Model()
   found = run(model, rows(1), rows(2), rows(3, history='h'), rows(4))

@@ -1,5 +1,6 @@
 """The HTTP service: answers against the model, and what it refuses."""
 
+import asyncio
 import json
 import random
 import threading
@@ -175,27 +176,52 @@ def test_a_failure_is_counted_and_hurts_nobody_else(
   assert service.unanswered == 0
 
 
-def test_what_nobody_waits_for_is_given_up(service, client, monkeypatch):
-  """A caller who leaves at the first of ten pieces costs no second one."""
-  sizes, begun, may_end = [], threading.Event(), threading.Event()
+class Recommendation:
+  """A call of /recommend whose scores wait until they are let go.
 
-  def score(rows):
-    sizes.append(len(rows))
-    begun.set()
-    assert may_end.wait(30)
-    return np.zeros(len(rows), np.float32)
+  Attributes:
+    begun: the first piece is at the scorer.
+    may_end: lets the pieces go.
+    sizes: rows of the pieces.
+    sent: what was answered.
+    status: that was counted, or None.
+  """
 
-  async def leave_early():
+  def __init__(self, service, patch):
+    self.begun, self.may_end = threading.Event(), threading.Event()
+    self.sizes, self.sent, self.status = [], [], None
+    self._app, observe = service.app, service.observe
+
+    def score(rows):
+      self.sizes.append(len(rows))
+      self.begun.set()
+      assert self.may_end.wait(30)
+      return np.zeros(len(rows), np.float32)
+
+    def count(path, status, seconds):
+      self.status = status
+      observe(path, status, seconds)
+
+    patch.setattr(service._batcher, '_score', score)
+    patch.setattr(service._scorer, 'max_rows', 8)
+    patch.setattr(service, 'observe', count)
+
+  async def has_begun(self):
+    assert await anyio.to_thread.run_sync(self.begun.wait, 30)
+
+  async def run(self, disconnect):
+    """Calls the application; `disconnect` returns when the caller leaves."""
     body = [{'type': 'http.request', 'body': b'{"user": "u001"}'}]
 
     async def receive():
       if body:
         return body.pop()
-      await anyio.to_thread.run_sync(begun.wait)
+      await disconnect()
       return {'type': 'http.disconnect'}
 
     async def send(message):
-      answers.append(message)
+      self.sent.append(message['type'])
+      await asyncio.sleep(0)
 
     scope = {
       'type': 'http',
@@ -204,21 +230,59 @@ def test_what_nobody_waits_for_is_given_up(service, client, monkeypatch):
       'query_string': b'',
       'headers': [(b'content-type', b'application/json')],
     }
-    await service.app(scope, receive, send)
+    await self._app(scope, receive, send)
 
-  answers = []
+
+def counts(service):
+  return service.waiting, service.unanswered, service.bytes_read
+
+
+def test_what_nobody_waits_for_is_given_up(service, client, monkeypatch):
+  """A caller who leaves at the first of ten pieces costs no second one."""
   with monkeypatch.context() as patch:
-    patch.setattr(service._batcher, '_score', score)
-    patch.setattr(service._scorer, 'max_rows', 8)
-    client.portal.call(leave_early)
-    assert (service.waiting, service.unanswered, service.bytes_read) == (
-      (0,) * 3
-    )
-    may_end.set()
+    call = Recommendation(service, patch)
+    client.portal.call(call.run, call.has_begun)
+    assert counts(service) == (0, 0, 0)
+    call.may_end.set()
   ask(client, [{'user': 'u001', 'items': ['i05']}])
-  assert (sizes, answers) == ([8], [])
-  text = client.get('/metrics').text
-  assert 'http_requests_total{path="/recommend",status="499"} 1.0' in text
+  assert (call.sizes, call.sent, call.status) == ([8], [], 499)
+
+
+def test_a_caller_who_leaves_at_the_answer_has_it(service, client, monkeypatch):
+  with monkeypatch.context() as patch:
+    call = Recommendation(service, patch)
+    call.may_end.set()
+
+    async def when_it_begins():
+      while not call.sent:
+        await asyncio.sleep(0)
+
+    client.portal.call(call.run, when_it_begins)
+  assert sum(call.sizes) == 80
+  assert call.sent == ['http.response.start', 'http.response.body']
+  assert call.status == 200
+  assert counts(service) == (0, 0, 0)
+
+
+def test_what_the_end_of_the_process_cuts_is_unanswered(
+  service, client, monkeypatch
+):
+  with monkeypatch.context() as patch:
+    patch.setattr(service, 'unanswered', 0)
+    call = Recommendation(service, patch)
+
+    async def cut():
+      task = asyncio.ensure_future(call.run(asyncio.Event().wait))
+      await call.has_begun()
+      task.cancel()
+      await asyncio.wait({task})
+      assert task.cancelled()
+
+    client.portal.call(cut)
+    assert counts(service) == (0, 1, 0)
+    call.may_end.set()
+  ask(client, [{'user': 'u001', 'items': ['i05']}])
+  assert call.sizes == [8]
 
 
 def test_requests_with_and_without_histories_keep_their_places(client, model):

@@ -102,7 +102,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
 
   # Interrupted within an epoch, and just after an evaluation.
   per_epoch = whole.result['steps'] // 4
-  for limit in (per_epoch // 2 + 5, per_epoch + 1):
+  for limit in (per_epoch // 2 + 5, per_epoch + 1, 2 * per_epoch):
     with pytest.raises(Stopped):
       run(dataset, model, config, tmp_path / 'w', stop_at(limit))
   resumed = run(dataset, model, config, tmp_path / 'w')
