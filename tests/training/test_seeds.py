@@ -123,8 +123,13 @@ def test_runs_that_stand_at_different_steps_go_on_together(
   assert min(steps) > 0
   assert not (tmp_path / '7' / 'result.json').exists()
   assert train(dataset, members(tmp_path)) == []
+  together = {}
   for seed in SEEDS:
     assert_same(tmp_path / str(seed), alone[seed])
+    result = json.loads((tmp_path / str(seed) / 'result.json').read_text())
+    together[seed] = result['trained_together']
+  # What had ended before has shared its time with none.
+  assert together == {3: 3, 0: 1, 7: 3}
 
 
 def test_of_seeds_that_do_not_fit_together_some_are(
