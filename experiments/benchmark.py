@@ -45,7 +45,7 @@ def plan_from_flags() -> Plan:
       raise cli.FlagError('--sweep=items is of the workload, not --dataset_dir')
     cli.refuse_flags_of(WorkloadConfig, '--dataset_dir', but=('seed',))
   models = {
-    name: cli.model_config_from_flags(name, ignore_unused=len(config.model) > 1)
+    name: cli.model_config_from_flags(name, beside=config.model)
     for name in config.model
   }
   if not DATASET_DIR.value:

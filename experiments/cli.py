@@ -179,24 +179,27 @@ def define_models(**own_defaults: Any) -> None:
 def model_config_from_flags(
   model: str,
   *,
-  ignore_unused: bool = False,
+  beside: Sequence[str] = (),
   beneath: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> ModelConfig:
   """The settings of one model from the flags that are set.
 
   Args:
     model: of `MODEL_CONFIGS`.
-    ignore_unused: several models share the flags.
+    beside: all models that the flags are for, where they are several.
     beneath: values in place of the defaults, for flags that are not set.
 
   Raises:
-    FlagError: a flag is set that the model does not have (unless
-      `ignore_unused`, where several models share the flags).
+    FlagError: a flag is set that none of these models has.
   """
-  if model not in MODEL_CONFIGS:
-    raise FlagError(f'--model={model} is unknown: {", ".join(MODEL_CONFIGS)}')
+  for name in (model, *beside):
+    if name not in MODEL_CONFIGS:
+      raise FlagError(f'--model={name} is unknown: {", ".join(MODEL_CONFIGS)}')
   config, values = MODEL_CONFIGS[model], dict(beneath)
   own = {field.name: kind for field, kind in _fields(config)}
+  of_others = {
+    name for other in beside for name in setting_names(MODEL_CONFIGS[other])
+  }
   every = {f.name for c in MODEL_CONFIGS.values() for f, _ in _fields(c)}
   for name in sorted(every):
     value = FLAGS[name].value
@@ -204,8 +207,9 @@ def model_config_from_flags(
       continue
     if name in own:
       values[name] = _convert(name, own[name], value)
-    elif FLAGS[name].present and not ignore_unused:
-      raise FlagError(f'--{name} is not a setting of --model={model}')
+    elif FLAGS[name].present and name not in of_others:
+      models = ', '.join(beside or (model,))
+      raise FlagError(f'--{name} is not a setting of {models}')
   return config(**values)
 
 

@@ -4,6 +4,7 @@ A line is --name=value; `#` begins a comment. `--flagfile` of absl takes them
 too, for a binary that runs one model.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from eain_jax.config import MODEL_CONFIGS, ModelConfig, TrainConfig
@@ -44,7 +45,7 @@ def check_folder(folder: Path) -> None:
 
 
 def settings_of_one(
-  model: str, folder: Path | None, seed: int
+  model: str, models: Sequence[str], folder: Path | None, seed: int
 ) -> tuple[ModelConfig, TrainConfig]:
   """The settings of one of several models.
 
@@ -53,10 +54,12 @@ def settings_of_one(
 
   Args:
     model: of `MODEL_CONFIGS`.
+    models: all of them.
     folder: of files MODEL.flags, or None.
     seed: of the training.
 
   Raises:
+    FlagError: a flag of the command line is set that none of the models has.
     InputError: a file has a flag that its model has not, or a value that the
       flag cannot have.
   """
@@ -75,6 +78,6 @@ def settings_of_one(
         raise InputError(f'{path}: --{name}={text}: {error}') from error
       (of_model if name in names else of_training)[name] = value
   return (
-    cli.model_config_from_flags(model, ignore_unused=True, beneath=of_model),
+    cli.model_config_from_flags(model, beside=models, beneath=of_model),
     cli.config_from_flags(TrainConfig, beneath=of_training, seed=seed),
   )

@@ -83,7 +83,7 @@ def jobs_from_flags() -> list[Job]:
   if folder:
     check_folder(folder)
   return [
-    Job(model, model, *settings_of_one(model, folder, seed))
+    Job(model, model, *settings_of_one(model, models, folder, seed))
     for model in models
     for seed in range(SEEDS.value)
   ]

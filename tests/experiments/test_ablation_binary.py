@@ -96,7 +96,7 @@ def test_two_variants_of_two_seeds(world, tmp_path):
     (('--variants=no_se,no_se',), 2, 'once each'),
     (('--seeds=0',), 2, 'seeds'),
     (('--seed=1',), 2, 'seed'),
-    (('--attention=8',), 2, '--attention is not a setting of --model=eain'),
+    (('--attention=8',), 2, '--attention is not a setting of eain'),
     (
       ('--variants=no_skip_above',),
       1,

@@ -96,3 +96,12 @@ def test_each_model_has_its_own_and_the_command_line_stands_above(
   done = call('table1', *flags)
   assert done.returncode == 1
   assert 'holds what other flags made' in done.stderr
+
+
+def test_a_flag_that_no_model_of_the_table_has(tmp_path):
+  done = call(
+    'table1', f'--output_dir={tmp_path / "out"}', '--models=lr,mf', '--mlp=8'
+  )
+  assert done.returncode == 2, done.stderr
+  assert '--mlp is not a setting of lr, mf' in done.stderr
+  assert not (tmp_path / 'out').exists()

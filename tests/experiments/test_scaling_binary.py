@@ -61,7 +61,7 @@ def test_rows_picture_and_last_line(tmp_path, parallelism, scaling, batch):
     (['--devices=two'], 2, 'values of type int'),
     (['--parallelism=none'], 2, 'parallelism'),
     (['--batch_size=0'], 2, 'name the batch'),
-    (['--model=lr', '--attention_dim=3'], 2, 'is not a setting of --model=lr'),
+    (['--model=lr', '--attention_dim=3'], 2, 'is not a setting of lr'),
     ([*TINY, '--batch_size=1', '--devices=2'], 1, 'too few for 2 device(s)'),
   ],
 )
