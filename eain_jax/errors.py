@@ -9,6 +9,10 @@ class InputError(Exception):
   """Bad input: one sentence that names file, line and value, and what to do."""
 
 
+class BadSettings(InputError):
+  """Settings that cannot be trained here, where others may be."""
+
+
 class InUse(InputError):
   """Another process has the folder."""
 

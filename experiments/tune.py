@@ -97,7 +97,7 @@ def main() -> None:
       )
 
     trials = searched.run(TRIALS.value, display)
-    command = cli.command('tune', without=('output_dir', 'verify'))
+    command = cli.command('tune', without=('verify',))
     found = record.write_record(searched, trials, fixed, command)
   rich.print(
     trials_on_console(searched.objective, found['trials'], found['best'])

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eain_jax.errors import InputError
+from eain_jax.errors import BadSettings
 
 # MurmurHash3's finalizer, a bijection of 32 bits.
 _FIRST_FACTOR, _SECOND_FACTOR = 0x85EBCA6B, 0xC2B2AE35
@@ -126,17 +126,17 @@ def take_checksums(tree: Any, num_rows: Mapping[str, int]) -> Checksums:
 
 
 def check_finite(checksums: Checksums, when: str) -> None:
-  """Raises InputError where a leaf of a state is not finite; `when` it was."""
+  """Raises BadSettings where a leaf of a state is not finite; `when` it was."""
   if checksums.not_finite:
     raise not_finite_error(checksums, when)
 
 
-def not_finite_error(checksums: Checksums, seen: str) -> InputError:
+def not_finite_error(checksums: Checksums, seen: str) -> BadSettings:
   """What was seen, and the first leaf of the state that is not finite."""
   odd = checksums.not_finite
   named = f', {odd[0]} is not finite' if odd else ''
   more = f', nor are {len(odd) - 1} more leaves' if len(odd) > 1 else ''
-  return InputError(
+  return BadSettings(
     f'{seen}{named}{more}: lower --learning_rate, or set --clip_norm, for a '
     'run in another --work_dir'
   )

@@ -23,7 +23,7 @@ from eain_jax.config import ModelConfig, TrainConfig
 from eain_jax.data.batches import EvalStream, make_eval_stream, prefetch
 from eain_jax.data.dataset import Dataset
 from eain_jax.data.skip_above import with_skip_above
-from eain_jax.errors import InputError, Interrupted
+from eain_jax.errors import BadSettings, InputError, Interrupted
 from eain_jax.evaluation import evaluator
 from eain_jax.locking import locked_folder
 from eain_jax.stopping import Stop, stop_signals
@@ -644,7 +644,7 @@ def _log_training(
   _log(plan, record, kind='train', **{**values, 'step': step})
 
 
-def _not_finite(plan: _Plan, seen: str, state: TrainState) -> InputError:
+def _not_finite(plan: _Plan, seen: str, state: TrainState) -> BadSettings:
   """What was seen, and the first layer that has come apart."""
   placement = plan.setup.placement
   jax.block_until_ready(state)

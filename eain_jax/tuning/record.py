@@ -25,9 +25,10 @@ def best_trial(trials: Sequence[Trial]) -> Trial:
     if trial.value is not None and math.isfinite(trial.value)
   ]
   if not done:
+    failed = [trial.failed for trial in trials if trial.failed]
+    why = f'; the last that cannot be trained: {failed[-1]}' if failed else ''
     raise InputError(
-      'not one trial has a value of the objective: name another --objective, '
-      'or allow more --trials'
+      f'not one trial has a value of the objective: allow more --trials{why}'
     )
   return max(done, key=lambda trial: (trial.value, -trial.number))
 
@@ -84,7 +85,8 @@ def _trial_record(trial: Trial) -> dict[str, Any]:
     'values': trial.values,
     'epochs': {str(epoch): value for epoch, value in trial.epochs.items()},
     'value': trial.value,
-    'given_up': trial.result is None,
+    'given_up': trial.result is None and trial.failed is None,
+    'failed': trial.failed,
   }
   if trial.result is not None:
     kept = ('best_epoch', 'steps', 'parameters', 'valid')

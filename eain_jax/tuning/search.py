@@ -6,11 +6,14 @@ has the settings that the search begins with, so what is found is, on
 validation, never worse.
 """
 
+import contextlib
 import dataclasses
 import json
+import math
+import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 import eain_jax
 from eain_jax.data.dataset import Dataset
+from eain_jax.errors import BadSettings, InputError
 from eain_jax.training import loop
 from eain_jax.training.run_folder import METRICS_FILE
 from eain_jax.training.run_log import Report
@@ -44,8 +48,10 @@ class Trial:
     number: from 0.
     values: of the settings that are searched, as `Space.configs` takes them.
     epochs: by epoch the objective over `valid_negatives` candidates.
-    value: the objective over all candidates; None where it was given up.
-    result: the content of its `result.json`; None where it was given up.
+    value: the objective over all candidates; None where it has none.
+    result: the content of its `result.json`; None where it has no value.
+    failed: why its settings cannot be trained; None where they can, so that a
+      trial without a value was given up.
   """
 
   number: int
@@ -53,6 +59,7 @@ class Trial:
   epochs: dict[int, float]
   value: float | None
   result: dict[str, Any] | None
+  failed: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +117,9 @@ class Search:
 
     Raises:
       Interrupted: told to stop; the next call goes on with the same trial.
-      InputError: as `loop.fit`.
+      InputError: as `loop.fit`, but for settings that cannot be trained; a
+        trial has no value of the objective; the journal is damaged, or cannot
+        be written.
     """
     study = self._open()
     while len(ended := _ended(study)) < num_trials:
@@ -121,19 +130,34 @@ class Search:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     self.folder.mkdir(parents=True, exist_ok=True)
     pruner = optuna.pruners.MedianPruner(RANDOM_TRIALS)
-    study = optuna.create_study(
-      storage=JournalStorage(
-        JournalFileBackend(str(self.folder / JOURNAL_FILE))
-      ),
-      study_name=self.space.model,
-      direction='maximize',
-      pruner=pruner if self.prune else optuna.pruners.NopPruner(),
-      load_if_exists=True,
-    )
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-      # It was interrupted. The next one is drawn as it was, and goes on.
-      study.tell(trial.number, state=TrialState.FAIL)
+    with self._journal() as path:
+      _mend_journal(path)
+      study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(path))),
+        study_name=self.space.model,
+        direction='maximize',
+        pruner=pruner if self.prune else optuna.pruners.NopPruner(),
+        load_if_exists=True,
+      )
+      for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        # It was interrupted. The next one is drawn as it was, and goes on.
+        study.tell(trial.number, state=TrialState.FAIL)
     return study
+
+  @contextlib.contextmanager
+  def _journal(self) -> Iterator[Path]:
+    """Where Optuna keeps the search; its own errors become a sentence."""
+    path = self.folder / JOURNAL_FILE
+    try:
+      yield path
+    except OSError as error:
+      raise InputError(
+        f'{path} cannot be kept: {error.strerror or error}'
+      ) from error
+    except (ValueError, KeyError, TypeError) as error:
+      raise InputError(
+        f'{path} is damaged: name another --output_dir, or bring it back'
+      ) from error
 
   def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
     seed = (self.seed + number) % 2**32
@@ -157,7 +181,8 @@ class Search:
     report: Callable[[int, Mapping[str, Any]], Report | None],
   ) -> None:
     study.sampler = self._sampler(number)
-    trial = study.ask(dict(self.space.distributions))
+    with self._journal():
+      trial = study.ask(dict(self.space.distributions))
     work_dir = self.folder / RUNS_FOLDER / f'trial-{number}'
     show, reported = report(number, trial.params), set()
 
@@ -171,10 +196,12 @@ class Search:
         logged = json.loads(line)
         epoch = round(logged['epoch'])
         if logged['kind'] == 'valid' and epoch not in reported:
-          trial.report(logged[self.objective], epoch)
+          with self._journal():
+            trial.report(logged[self.objective], epoch)
           reported.add(epoch)
-      if trial.should_prune():
-        raise _GivenUp
+      with self._journal():
+        if trial.should_prune():
+          raise _GivenUp
 
     try:
       fitted = loop.fit(
@@ -185,13 +212,39 @@ class Search:
         told,
         parts=('valid',),
       )
-    except _GivenUp:
-      study.tell(trial, state=TrialState.PRUNED)
+    except (_GivenUp, BadSettings) as error:
+      with self._journal():
+        if isinstance(error, BadSettings):
+          trial.set_user_attr('failed', str(error))
+        study.tell(trial, state=TrialState.PRUNED)
     else:
-      trial.set_user_attr('result', fitted.result)
-      study.tell(trial, fitted.result['valid'][self.objective])
+      value = fitted.result['valid'][self.objective]
+      if value is None or not math.isfinite(value):
+        raise InputError(
+          f'the validation part has no {self.objective} to search for: name '
+          'another --objective and --output_dir'
+        )
+      with self._journal():
+        trial.set_user_attr('result', fitted.result)
+        study.tell(trial, value)
     # Its weights are of no further use, and many trials are many gigabytes.
-    shutil.rmtree(work_dir)
+    if work_dir.is_dir():
+      shutil.rmtree(work_dir)
+
+
+def _mend_journal(path: Path) -> None:
+  """Takes back what a kill leaves: Optuna's lock, and a line cut short.
+
+  Nobody waits for the lock, for the folder is locked by who calls this; and
+  Optuna reads no journal that goes on after half a line.
+  """
+  for lock in path.parent.glob(f'{path.name}.lock*'):
+    lock.unlink(missing_ok=True)
+  if path.is_file():
+    content = path.read_bytes()
+    whole = content.rfind(b'\n') + 1
+    if whole < len(content):
+      os.truncate(path, whole)
 
 
 def _ended(study: optuna.Study) -> list[Trial]:
@@ -207,4 +260,5 @@ def _trial(number: int, trial: FrozenTrial) -> Trial:
     trial.intermediate_values,
     trial.value if is_complete else None,
     trial.user_attrs.get('result'),
+    trial.user_attrs.get('failed'),
   )

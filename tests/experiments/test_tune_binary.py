@@ -53,7 +53,7 @@ def test_bad_flags(dataset, tmp_path):
   for more, code, said in [
     (('--search=nothing',), 1, 'nothing cannot be searched for eain'),
     (('--trials=0',), 2, 'trials'),
-    (('--model=lr', '--dropout=.1'), 2, 'not a setting of --model=lr'),
+    (('--model=lr', '--dropout=.1'), 2, 'not a setting of lr'),
   ]:
     done = call('tune', *flags, *more)
     assert done.returncode == code, done.stderr

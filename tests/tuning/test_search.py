@@ -1,15 +1,22 @@
 """A search against a training that is a formula: what it tries, and resumes."""
 
 import dataclasses
+import errno
+import io
 import itertools
 import json
+import os
+from pathlib import Path
 
 import pytest
 from optuna.distributions import CategoricalDistribution
+from optuna.storages.journal import JournalFileBackend
+from rich.console import Console
 
 from eain_jax.artifacts import check_manifest
 from eain_jax.config import DinConfig, EainConfig, TrainConfig
-from eain_jax.errors import InputError, Interrupted
+from eain_jax.errors import BadSettings, InputError, Interrupted
+from eain_jax.reporting.console import trials_on_console
 from eain_jax.training import loop
 from eain_jax.training.run_folder import METRICS_FILE
 from eain_jax.tuning.record import best_trial, write_record
@@ -147,6 +154,100 @@ def test_given_up_are_those_below_the_median_by_then(
       median = (others[half] + others[~half]) / 2
       is_last = epoch == max(trial.epochs) and trial.value is None
       assert is_last == (max(so_far) < median), (trial, epoch)
+
+
+def test_settings_that_cannot_be_trained_end_their_trial_alone(
+  dataset, tmp_path, monkeypatch
+):
+  search = make_search(dataset, tmp_path, prune=False)
+  training = Training()
+
+  def train(*args, **kwargs):
+    if len(training.calls) == 2:
+      training.calls.append(None)
+      raise BadSettings('the loss is not finite')
+    return training(*args, **kwargs)
+
+  monkeypatch.setattr(loop, 'fit', train)
+  trials = search.run(4, lambda number, values: None)
+  assert [trial.failed for trial in trials] == [
+    None,
+    None,
+    'the loss is not finite',
+    None,
+  ]
+  assert [trial.value is None for trial in trials] == [
+    False,
+    False,
+    True,
+    False,
+  ]
+  record = write_record(search, trials, {}, 'python -m x')
+  assert record['trials'][2]['failed'] == 'the loss is not finite'
+  assert not record['trials'][2]['given_up']
+  shown = io.StringIO()
+  Console(file=shown, width=80).print(
+    trials_on_console('gauc', record['trials'], record['best'])
+  )
+  words = ' '.join(shown.getvalue().split())
+  assert '1 could not be trained, such as 2: the loss is not finite' in words
+  with pytest.raises(InputError, match='trained: the loss is not finite'):
+    best_trial(trials[2:3])
+
+
+def test_an_objective_that_the_data_lack_is_said(
+  dataset, tmp_path, monkeypatch
+):
+  search = make_search(dataset, tmp_path)
+  monkeypatch.setattr(
+    'tests.tuning.test_search.quality', lambda *_: float('nan')
+  )
+  with pytest.raises(InputError, match='has no gauc to search for'):
+    run(search, 2, monkeypatch)
+
+
+def test_what_a_kill_leaves_of_the_journal_is_taken_back(
+  dataset, tmp_path, monkeypatch
+):
+  whole, _ = run(make_search(dataset, tmp_path / 'a'), 8, monkeypatch)
+  # As by a relative path, so that the lock of Optuna is a link to nothing.
+  monkeypatch.chdir(tmp_path)
+  search = make_search(dataset, Path('b'))
+  run(search, 5, monkeypatch)
+  journal = Path('b', 'study.journal')
+  Path('b', 'study.journal.lock').symlink_to(journal)
+  with journal.open('a') as file:
+    file.write('{"op_code": 5, "worker')
+  assert run(search, 8, monkeypatch)[0] == whole
+  assert not Path('b', 'study.journal.lock').is_symlink()
+
+
+def test_a_damaged_journal_is_said_to_be(dataset, tmp_path, monkeypatch):
+  search = make_search(dataset, tmp_path)
+  run(search, 2, monkeypatch)
+  journal = tmp_path / 'study.journal'
+  lines = journal.read_text().splitlines(keepends=True)
+  journal.write_text(''.join([lines[0], lines[1][:20] + '\n', *lines[2:]]))
+  with pytest.raises(InputError, match=r'study\.journal is damaged'):
+    run(search, 3, monkeypatch)
+
+
+def test_a_journal_on_a_full_disk_is_said_to_be(dataset, tmp_path, monkeypatch):
+  search = make_search(dataset, tmp_path)
+  run(search, 1, monkeypatch)
+  append = JournalFileBackend.append_logs
+
+  def half(self, logs):
+    with (tmp_path / 'study.journal').open('a') as file:
+      file.write('{"op_')
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(JournalFileBackend, 'append_logs', half)
+  with pytest.raises(InputError, match='cannot be kept: No space left'):
+    run(search, 3, monkeypatch)
+  monkeypatch.setattr(JournalFileBackend, 'append_logs', append)
+  whole, _ = run(make_search(dataset, tmp_path / 'whole'), 3, monkeypatch)
+  assert run(search, 3, monkeypatch)[0] == whole
 
 
 def test_record_and_flags(dataset, tmp_path, monkeypatch):
