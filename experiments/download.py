@@ -33,13 +33,22 @@ LIST = flags.DEFINE_bool(
 )
 cli.define_config(DownloadConfig)
 
-# What DIN and BARS do, for comparing with their numbers only.
+# What DIN and BARS do, for comparing with their numbers only: their features
+# are items and their categories, and nothing of the time.
 PUBLISHED = (
   '--split=last_out_no_validation',
   '--eval_negatives=1',
   '--negatives=1',
   '--negative_exclusion=ever',
+  '--context=',
 )
+# Files of flags of a published protocol.
+PUBLISHED_FLAGS = {
+  'electronics_2014': (
+    '--models=din',
+    '--flags_dir=experiments/configs/electronics_2014_bars',
+  )
+}
 
 
 def files_of(name: str, config: DownloadConfig) -> tuple[RemoteFile, ...]:
@@ -55,7 +64,11 @@ def files_of(name: str, config: DownloadConfig) -> tuple[RemoteFile, ...]:
 
 
 def commands(
-  folder: Path, files: Sequence[RemoteFile], reviews: str, protocol: str
+  name: str,
+  folder: Path,
+  files: Sequence[RemoteFile],
+  reviews: str,
+  protocol: str,
 ) -> list[str]:
   """The command that prepares the files by a protocol, and that for table 1."""
   dataset, table = folder / protocol, folder / f'table1_{protocol}'
@@ -64,9 +77,15 @@ def commands(
     f'--output_dir={dataset}',
     *(f'{flag}={folder / file.name}' for flag, file in inputs),
     *(() if reviews == '5core' else ('--k_core=5',)),
-    *(PUBLISHED if protocol == 'published' else ('--split=last_out',)),
   )
   table1 = (f'--dataset_dir={dataset}', f'--output_dir={table}')
+  if protocol == 'published':
+    prepare += PUBLISHED
+    if len(files) > 1:
+      prepare += ('--item_attributes=category',)
+    table1 += PUBLISHED_FLAGS.get(name, ())
+  else:
+    prepare += ('--split=last_out',)
   return [
     f'python -m experiments.{binary} {shlex.join(arguments)}'
     for binary, arguments in (('prepare_data', prepare), ('table1', table1))
@@ -92,9 +111,8 @@ def main() -> None:
     ('last_out', "# This library's protocol, with a validation set:"),
     ('published', '# As DIN and BARS do, to compare with their numbers only:'),
   ):
-    print(
-      '', what, *commands(folder, files, config.reviews, protocol), sep='\n'
-    )
+    printed = commands(DATASET.value, folder, files, config.reviews, protocol)
+    print('', what, *printed, sep='\n')
 
 
 if __name__ == '__main__':

@@ -35,6 +35,7 @@ from eain_jax.data.lines import LineReader, ReadOptions, first_lines
 from eain_jax.data.spool import RowBuffer, Spool
 from eain_jax.errors import InputError
 
+METADATA_ATTRIBUTES = ('category', 'category_path', 'brand', 'price')
 MAX_ATTRIBUTE_LENGTH = 200
 SAMPLE_LINES = 100
 # Python takes up to 500 bytes for each byte of a literal; real ones are 6 kB.
@@ -746,14 +747,13 @@ def _read_metadata_files(
       f'is in the metadata ({said(sources)}): the files are of different '
       'categories or years'
     )
-  table = pl.DataFrame(
-    {
-      'category': pl.Series(leaves, dtype=pl.String),
-      'category_path': _list_column(category_paths),
-      'brand': pl.Series(brands, dtype=pl.String),
-      'price': pl.Series(prices, dtype=pl.Float64),
-    }
+  columns = (
+    pl.Series(leaves, dtype=pl.String),
+    _list_column(category_paths),
+    pl.Series(brands, dtype=pl.String),
+    pl.Series(prices, dtype=pl.Float64),
   )
+  table = pl.DataFrame(dict(zip(METADATA_ATTRIBUTES, columns, strict=True)))
   # No flag names these, and each of the releases lacks some.
   without = [c.name for c in table if c.null_count() == table.height]
   if without:

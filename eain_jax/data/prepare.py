@@ -12,7 +12,7 @@ import eain_jax
 from eain_jax.artifacts import refuse_existing
 from eain_jax.config import PrepareConfig
 from eain_jax.data import examples, features, skip_above
-from eain_jax.data.amazon import read_amazon
+from eain_jax.data.amazon import METADATA_ATTRIBUTES, read_amazon
 from eain_jax.data.columns import release, row_blocks
 from eain_jax.data.dataset import (
   DatasetWriter,
@@ -59,7 +59,6 @@ def _check_source(config: PrepareConfig) -> None:
     ('--columns', config.columns, '--events'),
     ('--items', config.items, '--events'),
     ('--item_key', config.item_key, '--items'),
-    ('--item_attributes', config.item_attributes, '--items'),
   ]:
     needed = config.items if owner == '--items' else owner == named[0]
     if given and not needed:
@@ -71,6 +70,18 @@ def _check_source(config: PrepareConfig) -> None:
     )
   if config.items and not (config.item_key and config.item_attributes):
     raise InputError('--items needs --item_key and --item_attributes')
+  if config.item_attributes and not (config.items or config.metadata):
+    raise InputError(
+      '--item_attributes goes with --items or --metadata, and neither is given'
+    )
+  unknown = [
+    name for name in config.item_attributes if name not in METADATA_ATTRIBUTES
+  ]
+  if config.metadata and unknown:
+    raise InputError(
+      f'--item_attributes={unknown[0]} is none of those that are taken from '
+      f'--metadata: {", ".join(METADATA_ATTRIBUTES)}'
+    )
 
 
 def _read_files(
@@ -85,6 +96,9 @@ def _read_files(
     log, rejected = read_amazon(
       config.reviews, config.metadata, options, folder
     )
+    if config.item_attributes:
+      table = log.item_attributes.select(config.item_attributes)
+      log = dataclasses.replace(log, item_attributes=table)
   else:
     log, rejected = read_log(
       config.events,

@@ -448,6 +448,7 @@ def test_an_output_that_holds_something_is_left_alone(tmp_path):
     (ROWS, {'k_core': 5}, 'lower --k_core'),
     (ROWS, {'reviews': ('r.json',)}, 'exactly one source'),
     (ROWS, {'metadata': ('m.json',)}, '--metadata goes with --reviews'),
+    (ROWS, {'item_attributes': ('a',)}, 'goes with --items or --metadata'),
     (ROWS, {'columns': ('user=u',)}, 'must name item, timestamp'),
     (ROWS, {'columns': (*COLUMNS, 'user=v')}, 'names user twice'),
     (ROWS, {'columns': ('user',)}, 'write it as name=column'),
@@ -462,6 +463,16 @@ def test_what_cannot_be_prepared_is_one_sentence(
     make(tmp_path, rows, **settings)
   assert '\n' not in str(caught.value)
   assert [file.name for file in tmp_path.iterdir()] == ['log.csv']
+
+
+def test_attributes_of_metadata_are_those_that_it_has(tmp_path):
+  config = PrepareConfig(
+    reviews=('r.json',),
+    metadata=('m.json',),
+    item_attributes=('brand', 'colour'),
+  )
+  with pytest.raises(InputError, match='attributes=colour is none of those'):
+    prepare(config, tmp_path / 'dataset')
 
 
 def test_k_core_is_iterated(tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.flag_files import read_flags
 from tests.data.file_server import FileServer, answering, serving
 
 ROOT = Path(__file__).parents[2]
@@ -171,10 +172,39 @@ def test_what_it_prints_prepares_the_dataset(server, tmp_path, year, files):
   assert manifest['split'] == 'last_out_no_validation'
   assert manifest['config']['negatives'] == 1
   assert manifest['config']['negative_exclusion'] == 'ever'
+  # As DIN and BARS have it: no brand, no price, nothing of the time.
+  features = {feature['name'] for feature in manifest['features']}
+  assert features == {'user', 'item', 'category'}
   for command, dataset in ((table1, prepare), (published_table1, published)):
     assert command[:2] == ['-m', 'experiments.table1']
     dataset_dir = dataset[2].replace('--output_dir', '--dataset_dir')
     assert command[2] == dataset_dir
+
+
+def test_electronics_is_printed_as_the_file_of_flags_prepares_it():
+  # In a process of its own, for the module defines the binary's flags.
+  lines = subprocess.check_output(
+    [
+      sys.executable,
+      '-c',
+      'from pathlib import Path; from experiments import download as d\n'
+      'files = d.dataset_files("electronics_2014")\n'
+      'of = "electronics_2014", Path("x"), files, "5core", "published"\n'
+      'print(*d.commands(*of), sep="\\n")',
+    ],
+    cwd=ROOT,
+    text=True,
+  )
+  prepare, table1 = lines.splitlines()
+  configs = ROOT / 'experiments' / 'configs' / 'electronics_2014_bars'
+  given = read_flags(configs / 'prepare.flags')
+  assert {f'--{flag}={text}' for flag, text in given.items()} == {
+    word
+    for word in shlex.split(prepare)[3:]
+    if not word.startswith(('--output_dir', '--reviews', '--metadata'))
+  }
+  assert '--models=din' in table1
+  assert f'--flags_dir={configs.relative_to(ROOT)}' in table1
 
 
 def test_the_printed_table1_is_a_command_that_there_is(flags):
