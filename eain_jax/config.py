@@ -122,7 +122,9 @@ class PrepareConfig(Settings):
   items: str = setting('', 'For --events: a table of item attributes.')
   item_key: str = setting('', "For --items: the column of the item's id.")
   item_attributes: tuple[str, ...] = setting(
-    (), 'For --items: attribute columns; a list column is multi-valued.'
+    (),
+    'For --items: attribute columns; a list column is multi-valued. For '
+    '--metadata: some of category, category_path, brand, price; unset: all.',
   )
   synthetic: bool = setting(False, 'Make the synthetic world.')
   num_events: int = setting(
@@ -500,7 +502,8 @@ class TrainConfig(Settings):
     -1.0,
     'Decay a step of a moving average of the parameters, which is what is '
     'evaluated and kept. 0: the parameters themselves. -1: .995, but 0 where '
-    'tables are updated row by row, for it is a copy of them.',
+    'tables are updated row by row, for it is a copy of them. Where '
+    '--table_update=auto chooses rows it is 0 in any case.',
     at_least=-1,
     at_most=0.99999,
   )

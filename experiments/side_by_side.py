@@ -21,7 +21,7 @@ from eain_jax.locking import locked_folder
 from eain_jax.reporting.progress import TrainingDisplay, console
 from eain_jax.stopping import SIGNALS
 from eain_jax.training import processes
-from eain_jax.training.run_set import Job, train_all, train_jobs
+from eain_jax.training.run_set import Job, check_begun, train_all, train_jobs
 from experiments import cli
 from launch.processes import SAVED, ProcessGroup, die_with_parent
 
@@ -171,13 +171,14 @@ def train(
     Whether all is trained, and a report is to be written.
 
   Raises:
-    InputError: a run failed.
+    InputError: a run failed, or was begun on other data or by other versions.
     Interrupted: told to stop; all is saved.
   """
   at_once = seeds_at_once([job.config for job in jobs])
   if JOIN.value:
     train_jobs(dataset, jobs, output_dir, TrainingDisplay, at_once)
     return False
+  processes.together(lambda: check_begun(dataset, jobs, output_dir))
   pending = [job for job in jobs if not job.is_finished(output_dir)]
   if JOBS.value > 1 and len(pending) > 1:
     _start_helpers(module)

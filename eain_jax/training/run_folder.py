@@ -125,8 +125,8 @@ def claim_folder(work_dir: Path, settings: Mapping[str, Any]) -> None:
   if file.is_file():
     if differs := differing_setting(read_settings(work_dir), settings):
       raise InputError(
-        f'{work_dir} holds a run with {differs}: name another --work_dir, or '
-        'the same settings'
+        f'{work_dir} holds a run with {differs}: name another folder, or the '
+        'same settings'
       )
   elif not is_empty(work_dir):
     raise InputError(

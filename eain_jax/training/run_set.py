@@ -31,6 +31,7 @@ from eain_jax.errors import InputError, InUse
 from eain_jax.locking import LOCK_FILE, tried
 from eain_jax.training import loop, processes
 from eain_jax.training.run_folder import (
+  CONFIG_FILE,
   FREE_SETTINGS,
   METRICS_FILE,
   RESULT_FILE,
@@ -230,6 +231,34 @@ def train_all(
     left = train_jobs(dataset, left, output_dir, display, seeds_at_once)
 
 
+def _settings_in(
+  dataset: Dataset, job: Job, output_dir: Path
+) -> dict[str, Any]:
+  """What the folder of a run must say; InputError where it says otherwise."""
+  folder = job.folder(output_dir)
+  settings = loop.run_config(dataset, job.model, job.model_config, job.config)
+  if differs := differing_setting(read_settings(folder), settings):
+    raise InputError(
+      f'{folder} holds a run with {differs}: name another --output_dir'
+    )
+  return settings
+
+
+def check_begun(
+  dataset: Dataset, jobs: Sequence[Job], output_dir: Path
+) -> None:
+  """Makes sure that runs go on, before any is trained for hours.
+
+  The plan says neither what is in the dataset nor which libraries are there.
+
+  Raises:
+    InputError: a run was begun on another dataset, or by other versions.
+  """
+  for job in jobs:
+    if (job.folder(output_dir) / CONFIG_FILE).is_file():
+      _settings_in(dataset, job, output_dir)
+
+
 def read_job(dataset: Dataset, job: Job, output_dir: Path) -> Run:
   """A finished run of a plan.
 
@@ -238,11 +267,7 @@ def read_job(dataset: Dataset, job: Job, output_dir: Path) -> Run:
   """
   folder = job.folder(output_dir)
   check_manifest(folder)
-  settings = loop.run_config(dataset, job.model, job.model_config, job.config)
-  if differs := differing_setting(read_settings(folder), settings):
-    raise InputError(
-      f'{folder} holds a run with {differs}: name another --output_dir'
-    )
+  settings = _settings_in(dataset, job, output_dir)
   # Where a dataset lies says nothing about the numbers.
   settings['dataset'].pop('path')
   try:

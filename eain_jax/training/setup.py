@@ -139,11 +139,16 @@ def _resolve(
     make_model(model_name, model_config).table_width,
     bool(config.l2 or model_config.table_l2 or config.optimizer == 'adamw'),
   )
-  if config.table_update == 'auto':
+  is_auto = config.table_update == 'auto'
+  if is_auto:
     config = dataclasses.replace(config, table_update=update.choice)
   if config.ema_decay < 0:
     decay = EMA_DECAY if config.table_update == 'dense' else 0.0
     config = dataclasses.replace(config, ema_decay=decay)
+  elif is_auto and config.table_update != 'dense':
+    # A row's average moves when the row does, so that of a rare one would stay
+    # near its initial values, and settings found on small tables come to large.
+    config = dataclasses.replace(config, ema_decay=0.0)
   return config, update, stream
 
 
@@ -197,7 +202,14 @@ def set_up(
       '--data_placement=host'
     )
   placement = choose_placement(dataset, config)
+  asked = config.ema_decay
   config, update, stream = _resolve(dataset, model_name, model_config, config)
+  average_notes = ()
+  if asked > 0 and not config.ema_decay:
+    average_notes = (
+      f'no moving average, though --ema_decay={asked:g}: tables are updated by '
+      'rows, and that of a rare row would lag behind',
+    )
   model = make_model(model_name, model_config, placement.axis_name)
   shards = placement.train_shards(config.table_update)
   if shards != stream.shards:
@@ -254,6 +266,7 @@ def set_up(
     device_runner,
     (
       update.describe(config.table_update),
+      *average_notes,
       *data_notes,
       *placement.describe(),
       *device_notes(jax.default_backend(), version('jaxlib')),
