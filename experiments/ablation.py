@@ -21,6 +21,7 @@ from eain_jax.errors import InputError
 from eain_jax.evaluation.evaluator import ceiling
 from eain_jax.reporting.ablation import build_ablation
 from eain_jax.reporting.console import ablation_on_console
+from eain_jax.reporting.measured import times_of_rows
 from eain_jax.reporting.report import PAGE_FILE, write_ablation
 from eain_jax.training import processes
 from eain_jax.training.run_set import (
@@ -137,20 +138,21 @@ def ablate(output_dir: Path, names: list[str]) -> None:
   is_whole = side_by_side.train(on_disk, by_seed, output_dir, MODULE)
   if not is_whole or not processes.is_first():
     return
-  base, *others = (
-    [read_job(on_disk, job, output_dir) for job in of_name]
-    for of_name in jobs.values()
-  )
+  runs = {
+    name: [read_job(on_disk, job, output_dir) for job in of_name]
+    for name, of_name in jobs.items()
+  }
+  times = times_of_rows(runs)
   table = build_ablation(
-    base,
-    dict(zip(variants, others, strict=True)),
+    runs.pop('eain'),
+    runs,
     variants,
     dataset.manifest,
     ceiling(dataset, 'test'),
     left_out,
   )
-  write_ablation(output_dir, table, plan)
-  rich.print(ablation_on_console(table))
+  write_ablation(output_dir, table, plan, times)
+  rich.print(ablation_on_console(table, times))
   print(f'report: {output_dir / PAGE_FILE}')
 
 

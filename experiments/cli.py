@@ -287,6 +287,14 @@ def _hush_orbax() -> None:
   sys.unraisablehook = hook
 
 
+def _refuse_empty_paths() -> None:
+  """An empty path is mostly a variable of the shell that was not set."""
+  for name in FLAGS:
+    is_path = name.endswith('_dir') or name in ('input', 'output', 'export')
+    if is_path and FLAGS[name].present and not FLAGS[name].value:
+      raise FlagError(f'--{name} is empty')
+
+
 def run(main: Callable[[], None], *, takes_processes: bool = False) -> None:
   """Runs a binary: parses flags, calls `main`, turns errors to exit codes.
 
@@ -301,6 +309,7 @@ def run(main: Callable[[], None], *, takes_processes: bool = False) -> None:
       try:
         if len(argv) > 1:
           raise FlagError(f'{argv[1]!r} is not a flag: write --name=value')
+        _refuse_empty_paths()
         _hush_orbax()
         if takes_processes:
           # Here, for preparation needs no jax.

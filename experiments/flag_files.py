@@ -4,7 +4,7 @@ A line is --name=value; `#` begins a comment. `--flagfile` of absl takes them
 too, for a binary that runs one model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eain_jax.config import MODEL_CONFIGS, ModelConfig, TrainConfig
@@ -37,15 +37,40 @@ def read_flags(path: Path) -> dict[str, str]:
   return found
 
 
-def check_folder(folder: Path) -> None:
-  """Raises InputError where no model has a file of flags in the folder."""
-  if not any((folder / f'{model}.flags').is_file() for model in MODEL_CONFIGS):
-    names = ', '.join(f'{model}.flags' for model in MODEL_CONFIGS)
-    raise InputError(f'--flags_dir={folder} holds none of {names}')
+def find_files(folders: Sequence[Path]) -> dict[str, Path]:
+  """By model its file of flags, MODEL.flags in one of the folders.
+
+  Raises:
+    InputError: a folder has none, or two have that of one model.
+  """
+  files: dict[str, Path] = {}
+  for folder in folders:
+    paths = {model: folder / f'{model}.flags' for model in MODEL_CONFIGS}
+    here = {model: path for model, path in paths.items() if path.is_file()}
+    if not here:
+      names = ', '.join(path.name for path in paths.values())
+      raise InputError(f'--flags_dir={folder} holds none of {names}')
+    for model in here.keys() & files.keys():
+      raise InputError(
+        f'--flags_dir names {files[model]} and {here[model]}: which is it?'
+      )
+    files |= here
+  return files
+
+
+def unequal_note(models: Sequence[str], files: Mapping[str, Path]) -> str:
+  """What is to be said where some models alone have a file; '' elsewhere."""
+  without = [model for model in models if model not in files]
+  if not files or not without:
+    return ''
+  return (
+    'Not an equal comparison: without a file of flags, and so with the '
+    f'defaults, are {", ".join(without)}.'
+  )
 
 
 def settings_of_one(
-  model: str, models: Sequence[str], folder: Path | None, seed: int
+  model: str, models: Sequence[str], path: Path | None, seed: int
 ) -> tuple[ModelConfig, TrainConfig]:
   """The settings of one of several models.
 
@@ -55,7 +80,7 @@ def settings_of_one(
   Args:
     model: of `MODEL_CONFIGS`.
     models: all of them.
-    folder: of files MODEL.flags, or None.
+    path: of its file of flags, or None.
     seed: of the training.
 
   Raises:
@@ -64,12 +89,16 @@ def settings_of_one(
       flag cannot have.
   """
   of_model, of_training = {}, {}
-  path = folder and folder / f'{model}.flags'
-  if path and path.is_file():
+  if path:
     names = cli.setting_names(MODEL_CONFIGS[model])
     # The table's own, of which it takes several.
     of_all = cli.setting_names(TrainConfig) - {'seed'}
     for name, text in read_flags(path).items():
+      if name == 'skip_above':
+        raise InputError(
+          f'{path}: --skip_above changes the data of all models: give it to '
+          'the command'
+        )
       if name not in names | of_all:
         raise InputError(f'{path}: --{name} is no setting of {model}')
       try:

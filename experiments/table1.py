@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import rich
 from absl import flags
+from rich.text import Text
 
 from eain_jax.config import MODEL_CONFIGS, PrepareConfig, TrainConfig
 from eain_jax.data.dataset import Dataset
@@ -22,6 +23,7 @@ from eain_jax.evaluation.evaluator import ceiling
 from eain_jax.evaluation.inside import look_inside
 from eain_jax.models.eain import EAIN
 from eain_jax.reporting.console import table1_on_console
+from eain_jax.reporting.progress import console
 from eain_jax.reporting.report import PAGE_FILE, read_ablation, write_report
 from eain_jax.stopping import stop_signals
 from eain_jax.training import processes
@@ -33,7 +35,7 @@ from eain_jax.training.run_set import (
   read_job,
 )
 from experiments import cli, side_by_side
-from experiments.flag_files import check_folder, settings_of_one
+from experiments.flag_files import find_files, settings_of_one, unequal_note
 
 OUTPUT_DIR = flags.DEFINE_string(
   'output_dir', None, 'Folder of the report and its runs.', required=True
@@ -48,10 +50,10 @@ SEEDS = flags.DEFINE_integer(
   'Runs a model, from seeds 0, 1, ...; two or more give intervals.',
   lower_bound=1,
 )
-FLAGS_DIR = flags.DEFINE_string(
+FLAGS_DIR = flags.DEFINE_list(
   'flags_dir',
   None,
-  'Folder of files MODEL.flags, as experiments.tune writes them, each for its '
+  'Folders of files MODEL.flags, as experiments.tune writes them, each for its '
   'model; a flag that is given here holds for all models. Unset: the defaults.',
 )
 ABLATION_DIR = flags.DEFINE_string(
@@ -71,22 +73,21 @@ DATASET_FOLDER = 'dataset'
 MODULE = 'experiments.table1'
 
 
-def jobs_from_flags() -> list[Job]:
-  """The runs of the table, by model, then by seed."""
+def jobs_from_flags() -> tuple[list[Job], str]:
+  """The runs of the table, by model, then by seed; and what is unequal."""
   models = tuple(MODELS.value)
   repeated = len(set(models)) != len(models)
   if not models or repeated:
     raise cli.FlagError(
       f'--models={",".join(models)} must name models, once each'
     )
-  folder = Path(FLAGS_DIR.value) if FLAGS_DIR.value else None
-  if folder:
-    check_folder(folder)
-  return [
-    Job(model, model, *settings_of_one(model, models, folder, seed))
+  files = find_files([Path(folder) for folder in FLAGS_DIR.value or ()])
+  jobs = [
+    Job(model, model, *settings_of_one(model, models, files.get(model), seed))
     for model in models
     for seed in range(SEEDS.value)
   ]
+  return jobs, unequal_note(models, files)
 
 
 def plan_of(jobs: Sequence[Job]) -> dict:
@@ -167,12 +168,14 @@ def ablation_of(dataset: Dataset) -> dict[str, Any] | None:
   return processes.together(lambda: read_ablation(folder, dataset.fingerprint))
 
 
-def make_table(output_dir: Path, jobs: Sequence[Job]) -> None:
+def make_table(output_dir: Path, jobs: Sequence[Job], note: str) -> None:
   """Trains what is not trained yet, and writes the report."""
   side_by_side.seeds_at_once([job.config for job in jobs])
   plan = plan_of(jobs)
   dataset = open_dataset_of(output_dir, plan)
   ablation = ablation_of(dataset)
+  if note and processes.is_first() and not side_by_side.JOIN.value:
+    console.print(Text(note))
   # From the last row on: the deepest models take longest.
   ordered = jobs[::-1] if side_by_side.JOIN.value else jobs
   if not side_by_side.train(dataset, ordered, output_dir, MODULE):
@@ -188,6 +191,7 @@ def make_table(output_dir: Path, jobs: Sequence[Job]) -> None:
     plan,
     inside,
     ablation,
+    [note] if note else [],
   )
   rich.print(table1_on_console(table, times))
   print(f'report: {output_dir / PAGE_FILE}')
@@ -195,9 +199,9 @@ def make_table(output_dir: Path, jobs: Sequence[Job]) -> None:
 
 def main() -> None:
   output_dir = Path(OUTPUT_DIR.value)
-  jobs = jobs_from_flags()
+  jobs, note = jobs_from_flags()
   with side_by_side.folder_of_plan(output_dir):
-    make_table(output_dir, jobs)
+    make_table(output_dir, jobs, note)
 
 
 if __name__ == '__main__':

@@ -313,7 +313,10 @@ def ablation_report(table: Mapping[str, Any]) -> document.Report:
       _differences(table),
       _changes(table),
       _measured(table),
-      document.Section('Training', (document.training_grid(rows, 'Model'),)),
+      document.Section(
+        'Training',
+        (document.training_grid(rows, 'Model'), document.TIMES_NOTE),
+      ),
       document.protocol_section(table),
       document.data_section(table),
       _settings(table),

@@ -33,7 +33,7 @@ def _narrow(text: str) -> str:
   return re.sub(r'\b0(?=\.\d)', '', text).replace(' ± ', '±')
 
 
-def _grid(grid: document.Grid) -> Table:
+def _grid(grid: document.Grid, *, wraps: bool = False) -> Table:
   table = Table(
     title=_text(grid.caption) if grid.caption else None,
     title_justify='left',
@@ -46,7 +46,7 @@ def _grid(grid: document.Grid) -> Table:
     table.add_column(
       _text(name),
       justify='right' if place >= grid.num_text else 'left',
-      no_wrap=True,
+      no_wrap=not wraps,
       style='dim' if place in grid.quoted else '',
     )
   for row in grid.rows:
@@ -64,22 +64,28 @@ def table1_on_console(
     times: of `table1.training_times`.
   """
   report = document.table1_report(table)
-  return _report(report, 2, [document.times_grid(table, times)])
+  names = {row['model']: row['name'] for row in table['rows']}
+  return _report(report, 2, document.times_grid(names, times))
 
 
-def ablation_on_console(table: Mapping[str, Any]) -> RenderableType:
-  """The differences of an ablation, and what can be said of each.
+def ablation_on_console(
+  table: Mapping[str, Any], times: Mapping[str, Mapping[str, Any]]
+) -> RenderableType:
+  """The differences of an ablation, what can be said of each, the time taken.
 
   Args:
     table: of `ablation.build_ablation`.
+    times: of `measured.times_of_rows`, by variant, and 'eain'.
   """
-  return _report(ablation_report(table), 2, [])
+  names = {row['variant']: row['name'] for row in table['rows']}
+  grid = document.times_grid({'eain': table['base']['name'], **names}, times)
+  return _report(ablation_report(table), 2, grid)
 
 
 def _report(
-  report: document.Report, num_sections: int, more: Sequence[document.Grid]
+  report: document.Report, num_sections: int, times: document.Grid
 ) -> RenderableType:
-  """The first sections of a report, and grids after them."""
+  """The first sections of a report, and the times after them."""
   blocks: list[RenderableType] = [_text(report.subtitle, 'bold')]
   for section in report.sections[:num_sections]:
     for block in section.blocks:
@@ -102,7 +108,8 @@ def _report(
               _text(f'{claim["claim"]}. {claim["measured"]}'),
             )
           blocks.append(lines)
-  blocks += [_grid(grid) for grid in more]
+  # Of many seeds they are wider than a terminal.
+  blocks.append(_grid(times, wraps=True))
   return Group(*(Padding(block, (0, 0, 1, 0)) for block in blocks))
 
 
@@ -169,6 +176,11 @@ def trials_on_console(
     )
   num_given_up = sum(trial['given_up'] for trial in trials)
   said = f'{len(trials)} trials, {num_given_up} of them given up early'
+  if failed := [trial for trial in trials if trial['failed']]:
+    said += (
+      f'; {len(failed)} could not be trained, such as {failed[0]["number"]}: '
+      + failed[0]['failed']
+    )
   return Group(_text(said), table)
 
 

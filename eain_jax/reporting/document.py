@@ -406,24 +406,29 @@ def _per_seed(values: Iterable[Any], text: Callable[[Any], str]) -> str:
 
 
 def times_grid(
-  table: Mapping[str, Any], times: Mapping[str, Mapping[str, Any]]
+  names: Mapping[str, str], times: Mapping[str, Mapping[str, Any]]
 ) -> Grid:
-  """What training took; no part of the report, for no two runs agree in it."""
+  """What training took; no part of the report, for no two runs agree in it.
+
+  Args:
+    names: of the rows, by their keys.
+    times: by key, of `measured.times_of_rows`.
+  """
   rows = []
   is_shared = any(
     together > 1
-    for of_model in times.values()
-    for together in of_model['trained_together']
+    for of_row in times.values()
+    for together in of_row['trained_together']
   )
-  for row in table['rows']:
-    of_model = times[row['model']]
-    rate = [round(value) for value in of_model['examples_per_second']]
-    seconds = _per_seed(of_model['seconds'], lambda value: f'{value:.1f}')
-    cells = [Cell(row['name']), Cell(seconds), Cell(_per_seed(rate, _count))]
+  for key, name in names.items():
+    of_row = times[key]
+    rate = [round(value) for value in of_row['examples_per_second']]
+    seconds = _per_seed(of_row['seconds'], lambda value: f'{value:.1f}')
+    cells = [Cell(name), Cell(seconds), Cell(_per_seed(rate, _count))]
     if is_shared:
-      cells.append(Cell(_per_seed(of_model['trained_together'], str)))
+      cells.append(Cell(_per_seed(of_row['trained_together'], str)))
     rows.append(tuple(cells))
-  titles = ['Model', 'seconds', 'examples/s']
+  titles = ['Training', 'seconds', 'examples/s']
   if is_shared:
     titles.append('runs in these seconds')
   return Grid(tuple(titles), tuple(rows))
@@ -456,6 +461,13 @@ def training_grid(rows: Iterable[Mapping[str, Any]], first_column: str) -> Grid:
   return Grid(header, tuple(cells))
 
 
+# On pages that are the same to the last bit whenever they are made.
+TIMES_NOTE = Paragraph(
+  'What each run took, in seconds and examples a second, stands in times.json '
+  'beside this page; no two runs agree in that, and in all else they do.'
+)
+
+
 def _training(table: Mapping[str, Any]) -> Section:
   return Section(
     'Training and calibration',
@@ -467,6 +479,7 @@ def _training(table: Mapping[str, Any]) -> Section:
         'Calibration is mean predicted by observed probability, 1 at best; '
         'ECE the mean gap between them over bins of equal mass, 0 at best:',
       ),
+      TIMES_NOTE,
     ),
   )
 

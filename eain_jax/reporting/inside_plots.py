@@ -174,31 +174,28 @@ def attention_figure(inside: Mapping[str, Any]) -> Figure | None:
   return figure
 
 
-def _draw_example(
-  axes: Axes, example: Mapping[str, Any], is_share: bool
-) -> None:
-  history = example['history']
+def _history_labels(history: Sequence[Mapping[str, Any]]) -> list[str]:
   labels = []
   for event in history:
     ago = _days(event['days_before'])
-    room = _LABEL_CHARACTERS - len(ago) - 2
-    label = _item_label(event, room)
+    label = _item_label(event, _LABEL_CHARACTERS - len(ago) - 2)
     labels.append(f'{label}  {ago}' if ago else label)
+  return labels
+
+
+def _draw_pair(
+  axes: Axes, example: Mapping[str, Any], what: str, labels: Sequence[str]
+) -> None:
+  """Bars of what is sown of the item that was taken and of the other."""
   plots.style_axes(axes, '', '', '')
   shown = [
     (name, example[name]) for name in ('positive', 'negative') if example[name]
   ]
   for number, (name, candidate) in enumerate(shown):
-    place = np.arange(len(history)) + 0.4 * (number - (len(shown) - 1) / 2)
+    place = np.arange(len(labels)) + 0.4 * (number - (len(shown) - 1) / 2)
     color = _MAIN if name == 'positive' else _OTHER
-    axes.barh(place, candidate['attention'], height=0.38, color=color)
+    axes.barh(place, candidate[what], height=0.38, color=color)
   _horizontal(axes, labels, 8.5)
-  if is_share:
-    axes.axvline(
-      1 / len(history), color=plots.TEXT, lw=1.1, ls=(0, (4, 3)), zorder=3
-    )
-  else:
-    axes.axvline(0, color=plots.TEXT, lw=1.1, zorder=3)
   title = [
     f'{mark} {_item_label(candidate, _TITLE_CHARACTERS)}'
     for mark, (_, candidate) in zip(
@@ -216,6 +213,26 @@ def _draw_example(
     linespacing=1.35,
     parse_math=False,
   )
+
+
+def _draw_example(
+  axes: Axes, example: Mapping[str, Any], is_share: bool
+) -> None:
+  history = example['history']
+  _draw_pair(axes, example, 'attention', _history_labels(history))
+  if is_share:
+    axes.axvline(
+      1 / len(history), color=plots.TEXT, lw=1.1, ls=(0, (4, 3)), zorder=3
+    )
+  else:
+    axes.axvline(0, color=plots.TEXT, lw=1.1, zorder=3)
+
+
+def _candidate_patches() -> list[Any]:
+  return [
+    Patch(color=_MAIN, label='for the item that was taken'),
+    Patch(color=_OTHER, label='for the best scored other one'),
+  ]
 
 
 def examples_figure(inside: Mapping[str, Any]) -> Figure | None:
@@ -246,10 +263,7 @@ def examples_figure(inside: Mapping[str, Any]) -> Figure | None:
     axes.set_visible(False)
   for axes in panels[-1]:
     axes.set_xlabel('Attention weight', fontsize=9.5, color=plots.TEXT)
-  handles: list[Any] = [
-    Patch(color=_MAIN, label='for the item that was taken'),
-    Patch(color=_OTHER, label='for the best scored other one'),
-  ]
+  handles = _candidate_patches()
   if inside['weights_are_shares']:
     handles.append(
       Line2D(
@@ -285,10 +299,13 @@ def _draw_gates(
 
 
 def _draw_masks(
-  axes: Axes, mask: Sequence[Sequence[float | None]], fields: Sequence[str]
+  axes: Axes,
+  mask: Sequence[Sequence[float | None]],
+  fields: Sequence[str],
+  hint: str = 'mean |M|',
 ) -> None:
   """A cell a pair, the lower triangle: the mask is the same both ways."""
-  plots.style_axes(axes, 'Masks of pairs', '', 'mean |M|')
+  plots.style_axes(axes, 'Masks of pairs', '', hint)
   strength = np.array(mask, dtype=float)
   strength[np.triu_indices(len(fields))] = np.nan
   # The first field has no row, the last no column.
@@ -347,6 +364,46 @@ def gates_figure(inside: Mapping[str, Any]) -> Figure | None:
   return figure
 
 
+def example_gates_figure(inside: Mapping[str, Any]) -> Figure | None:
+  """The gates and masks of the examples, which are those of the attention.
+
+  Args:
+    inside: of `look_inside`.
+
+  Returns:
+    None without both layers, and without examples.
+  """
+  examples, fields = inside['examples'], inside['fields']
+  if not examples:
+    return None
+  first = examples[0]['positive']
+  has_gates, has_masks = bool(first['gate']), bool(first['mask'])
+  has_masks &= len(fields) > 1
+  if not has_gates and not has_masks:
+    return None
+  widths = [1.0] * has_gates + [1.35] * has_masks
+  height = 1.9 + 0.36 * len(fields)
+  figure = _figure(5.6 * sum(widths), 0.6 + height * len(examples))
+  rows = figure.subplots(
+    len(examples),
+    len(widths),
+    squeeze=False,
+    gridspec_kw={'width_ratios': widths},
+  )
+  for panels, example in zip(rows, examples, strict=True):
+    if has_gates:
+      _draw_pair(panels[0], example, 'gate', [_cut(f, 24) for f in fields])
+      panels[0].set_xlim(0, 1)
+      panels[0].set_xlabel('SE gate', fontsize=9.5, color=plots.TEXT)
+    if has_masks:
+      item = _item_label(example['positive'], _TITLE_CHARACTERS // 2)
+      hint = f'mean |M| for {item}'
+      _draw_masks(panels[-1], example['positive']['mask'], fields, hint)
+  if has_gates:
+    _legend(figure, _candidate_patches())
+  return figure
+
+
 def inspection_figure(found: Inspection) -> Figure | None:
   """One request: the weights of its history, the gates and the masks.
 
@@ -383,11 +440,7 @@ def inspection_figure(found: Inspection) -> Figure | None:
 
 def _draw_weights(axes: Axes, found: Inspection) -> None:
   plots.style_axes(axes, 'Attention over the history', '', '')
-  labels = []
-  for event in found.history:
-    ago = _days(event['days_before'])
-    label = _item_label(event, _LABEL_CHARACTERS - len(ago) - 2)
-    labels.append(f'{label}  {ago}' if ago else label)
+  labels = _history_labels(found.history)
   place = np.arange(len(labels))
   axes.barh(
     place, [e['weight'] for e in found.history], height=0.62, color=_MAIN

@@ -118,6 +118,29 @@ def measured_row(runs: Sequence[Run]) -> dict[str, Any]:
   }
 
 
+def times_of_rows(
+  rows: Mapping[str, Sequence[Run]],
+) -> dict[str, dict[str, Any]]:
+  """By row what the training of each of its runs took.
+
+  These are 'seconds', 'examples_per_second', and 'trained_together': how many
+  runs shared those seconds, because one program trained them.
+  """
+  return {
+    name: {
+      'seconds': [run.result['seconds'] for run in runs],
+      'examples_per_second': [
+        run.result['examples_per_second'] for run in runs
+      ],
+      # A result from before it was kept lacks it, and is taken as alone.
+      'trained_together': [
+        run.result.get('trained_together', 1) for run in runs
+      ],
+    }
+    for name, runs in rows.items()
+  }
+
+
 def differences_to(
   base: Mapping[str, Any],
   rows: Sequence[Mapping[str, Any]],
@@ -290,6 +313,9 @@ def protocol(manifest: Mapping[str, Any], run: Run) -> dict[str, Any]:
       f'as the data have them, {ratio:.4g} a positive in training; evaluation '
       'is on the examples as they are.'
     )
+  has_gauc = math.isfinite(_number(run.result['valid']['gauc']))
+  # Without one user of both classes there is none.
+  chosen_by = 'GAUC' if has_gauc else 'AUC'
   choice = run.settings['train_config']['skip_above']
   if choice == 'on' or (choice == 'dataset' and config['skip_above']):
     where = 'on a simulated order' if sampled else "by the log's positions"
@@ -297,8 +323,8 @@ def protocol(manifest: Mapping[str, Any], run: Run) -> dict[str, Any]:
   entries |= {
     'History': f'the most recent {config["history_length"]} events before the '
     f'target; an example needs {manifest["min_history"]}.',
-    'Selection': 'the epoch with the best validation GAUC is the one tested; '
-    'the learning rate falls and training stops by it too.',
+    'Selection': f'the epoch with the best validation {chosen_by} is the one '
+    'tested; the learning rate falls and training stops by it too.',
     'AUC': f'(21), exact, over all {test["examples"]:,} test examples '
     'together.',
     'GAUC': "the mean of users' own AUC, weighted by examples, over "

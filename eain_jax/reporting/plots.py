@@ -80,7 +80,8 @@ def style_of(model: str) -> tuple[str, str]:
 def style_axes(axes: Axes, title: str, label: str, hint: str) -> None:
   """A panel with its title, the unit of y, and how to read it."""
   axes.set_title(title, loc='left', fontsize=12, color=TEXT, weight='bold')
-  axes.set_title(hint, loc='right', fontsize=8.5, color=MUTED)
+  # A dollar sign in an id would begin a formula.
+  axes.set_title(hint, loc='right', fontsize=8.5, color=MUTED, parse_math=False)
   axes.set_ylabel(label, fontsize=9.5, color=TEXT)
   axes.grid(axis='y', color=GRID, linewidth=0.9)
   axes.set_axisbelow(True)

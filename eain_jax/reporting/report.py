@@ -3,13 +3,14 @@
     table1.json, table1.md, report.html, auc.png, training_curves.png,
     calibration.png
     differences.png  each model minus EAIN, where seeds are paired
-    attention.png, attention_examples.png, gates.png  what EAIN looks at
+    attention.png, attention_examples.png, gates.png, gates_examples.png
+                   what EAIN looks at
     ablation.png   of an ablation that is shown with it
     times.json     what training took
     manifest.json  size and sha256 of each file, the dataset, version, flags
 
-An ablation has ablation.json, ablation.md, ablation.png, report.html and
-manifest.json.
+An ablation has ablation.json, ablation.md, ablation.png, report.html,
+times.json and manifest.json.
 
 Two reports of the same flags and data on one machine are the same to the last
 bit, however often they were interrupted; times alone differ, so the manifest
@@ -40,6 +41,7 @@ from eain_jax.reporting.difference_plot import plot_differences
 from eain_jax.reporting.document import table1_report
 from eain_jax.reporting.inside_plots import (
   attention_figure,
+  example_gates_figure,
   examples_figure,
   gates_figure,
 )
@@ -62,7 +64,7 @@ CURVES_FILE, AUC_FILE = 'training_curves.png', 'auc.png'
 DIFFERENCES_FILE = 'differences.png'
 CALIBRATION_FILE = 'calibration.png'
 ATTENTION_FILE, EXAMPLES_FILE = 'attention.png', 'attention_examples.png'
-GATES_FILE = 'gates.png'
+GATES_FILE, EXAMPLE_GATES_FILE = 'gates.png', 'gates_examples.png'
 TIMES_FILE = 'times.json'
 ABLATION_FILE, ABLATION_TEXT = 'ablation.json', 'ablation.md'
 ABLATION_PICTURE = 'ablation.png'
@@ -76,6 +78,7 @@ def write_report(
   flags: Mapping[str, Any],
   inside: Mapping[str, Any] | None = None,
   ablation: Mapping[str, Any] | None = None,
+  notes: Sequence[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Writes all files of a report, or none.
 
@@ -87,6 +90,7 @@ def write_report(
     flags: what the user asked for, ready for JSON.
     inside: as for `build_table1`.
     ablation: of `read_ablation`, to be shown with it.
+    notes: as for `build_table1`.
 
   Returns:
     The table, and the times.
@@ -94,7 +98,7 @@ def write_report(
   Raises:
     InputError: the runs do not fit together, or a file cannot be written.
   """
-  table = build_table1(runs, manifest, ceilings, inside, ablation)
+  table = build_table1(runs, manifest, ceilings, inside, ablation, notes)
   times = training_times(runs)
   with files_written_together(folder, 'report') as beside:
     figures = _write_files(beside, table, times, runs, ceilings)
@@ -109,7 +113,10 @@ def write_report(
 
 
 def write_ablation(
-  folder: Path, table: Mapping[str, Any], flags: Mapping[str, Any]
+  folder: Path,
+  table: Mapping[str, Any],
+  flags: Mapping[str, Any],
+  times: Mapping[str, Any],
 ) -> None:
   """Writes all files of an ablation, or none: a manifest vouches for them.
 
@@ -117,6 +124,7 @@ def write_ablation(
     folder: is there.
     table: of `build_ablation`.
     flags: what the user asked for, ready for JSON.
+    times: of `measured.times_of_rows`, by variant, and 'eain'.
 
   Raises:
     InputError: a file cannot be written.
@@ -129,6 +137,7 @@ def write_ablation(
     write_text(beside / ABLATION_TEXT, render_markdown(report))
     figures = {'What each change does': picture}
     write_text(beside / PAGE_FILE, render_page(report, figures))
+    write_json(beside / TIMES_FILE, times)
     write_manifest(
       beside,
       (ABLATION_FILE, ABLATION_TEXT, PAGE_FILE, ABLATION_PICTURE),
@@ -172,6 +181,10 @@ def _draw_inside(
     'Attention of EAIN': (ATTENTION_FILE, attention_figure),
     'Attention of EAIN: examples': (EXAMPLES_FILE, examples_figure),
     'Gates and masks of EAIN': (GATES_FILE, gates_figure),
+    'Gates and masks of EAIN: examples': (
+      EXAMPLE_GATES_FILE,
+      example_gates_figure,
+    ),
   }
   paths = {}
   for title, (name, draw) in drawn.items():

@@ -19,6 +19,7 @@ from eain_jax.reporting.measured import (
   pairing_note,
   protocol,
   run_notes,
+  times_of_rows,
   versions,
   without_seed,
 )
@@ -68,6 +69,7 @@ def _precision_note(counts: Mapping[str, int]) -> str:
   """The most that Precision@10 can be, which the paper's figures exceed."""
   requests = counts['requests'] - counts['requests_without_positive']
   positives = counts['positives'] / requests
+  bound = min(1.0, positives / RANK_CUTOFF)
   if counts['positives'] == requests:
     text = (
       'Every test request has one positive, so Precision@10 is at most 0.1 and '
@@ -77,10 +79,10 @@ def _precision_note(counts: Mapping[str, int]) -> str:
   else:
     text = (
       f'A test request has {positives:.4g} positives on average, so '
-      f'Precision@10 is at most {positives / RANK_CUTOFF:.4g}'
+      f'Precision@10 is at most {bound:.4g}'
     )
   printed = [row['precision@10'] for row in paper.TABLE_1.values()]
-  if min(printed) > positives / RANK_CUTOFF:
+  if min(printed) > bound:
     text += (
       f'. The paper prints {min(printed):.3f} to {max(printed):.3f}, which no '
       'model can reach on these requests'
@@ -177,6 +179,7 @@ def build_table1(
   ceilings: Mapping[str, Mapping[str, float] | None],
   inside: Mapping[str, Any] | None = None,
   ablation: Mapping[str, Any] | None = None,
+  notes: Sequence[str] = (),
 ) -> dict[str, Any]:
   """The measured table with all that is needed to judge it, ready for JSON.
 
@@ -190,6 +193,7 @@ def build_table1(
     inside: what EAIN looks at, of `inside.look_inside` with the 'seed' of that
       run; or {'seed', 'left_out'}, why that is not known; None without EAIN.
     ablation: of `build_ablation` on the same dataset, or None.
+    notes: what is to be known first.
 
   Returns:
     rows: a model's test metrics, each {'mean', 'ci95', 'values'} over its
@@ -210,7 +214,8 @@ def build_table1(
   groups = _group_runs(runs, manifest['fingerprint'])
   rows = _rows(groups)
   first = next(iter(groups.values()))[0]
-  notes = _notes(groups, rows, manifest['counts']['test'], ceilings.get('test'))
+  counts = manifest['counts']['test']
+  own_notes = _notes(groups, rows, counts, ceilings.get('test'))
   rows = json_ready(rows)
   ceilings = json_ready(ceilings)
   return json_ready(
@@ -219,7 +224,7 @@ def build_table1(
       'ceiling': {part: ceilings.get(part) for part in ('valid', 'test')},
       'inside': inside,
       'ablation': None if ablation is None else _related(ablation, groups),
-      'notes': notes,
+      'notes': [*notes, *own_notes],
       'holds': check_claims(rows, ceilings.get('test')),
       'protocol': protocol(manifest, first),
       'dataset': described_dataset(manifest),
@@ -236,17 +241,8 @@ def build_table1(
 
 
 def training_times(runs: Iterable[Run]) -> dict[str, Any]:
-  """By model what the training of each seed took.
-
-  These are 'seconds', 'examples_per_second', and 'trained_together': how many
-  runs shared those seconds, because one program trained them.
-  """
-  times: dict[str, Any] = {}
+  """By model what the training of each seed took; see `times_of_rows`."""
+  groups: dict[str, list[Run]] = {}
   for run in sorted(runs, key=lambda run: (_place(run.model), run.seed)):
-    of_model = times.setdefault(run.model, {})
-    for name in ('seconds', 'examples_per_second'):
-      of_model.setdefault(name, []).append(run.result[name])
-    # A result from before it was kept lacks it, and is taken as alone.
-    together = run.result.get('trained_together', 1)
-    of_model.setdefault('trained_together', []).append(together)
-  return times
+    groups.setdefault(run.model, []).append(run)
+  return times_of_rows(groups)

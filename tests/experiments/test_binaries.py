@@ -206,7 +206,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
       'train',
       ('--dataset_dir=x', '--work_dir=y', '--model=lr', '--mlp=8'),
       2,
-      'not a setting of --model=lr',
+      'not a setting of lr',
     ),
     ('train', ('--dataset_dir=x', '--work_dir=y', '--mlp=a'), 2, 'list values'),
     ('train', ('--dataset_dir=x', '--work_dir=y', '--epochs=0'), 2, 'epochs'),
@@ -214,6 +214,9 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     ('train', ('--nonsense=1',), 2, 'nonsense'),
     ('evaluate', ('--work_dir=x',), 1, 'is not a run'),
     ('table1', ('--output_dir=x', '--models=lr,lr'), 2, 'once each'),
+    # As of a variable of the shell that is not set.
+    ('table1', ('--output_dir=x', '--dataset_dir='), 2, 'dataset_dir is empty'),
+    ('table1', ('--output_dir=x', '--flags_dir='), 2, 'flags_dir is empty'),
     ('prepare_data', ('--output_dir=x',), 1, 'exactly one source'),
     ('prepare_data', ('stray', '--output_dir=x'), 2, 'is not a flag'),
   ],

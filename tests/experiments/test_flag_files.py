@@ -5,7 +5,7 @@ import json
 import pytest
 
 from eain_jax.errors import InputError
-from experiments.flag_files import check_folder, read_flags
+from experiments.flag_files import find_files, read_flags, unequal_note
 from tests.experiments.binary import call
 
 
@@ -33,11 +33,27 @@ def test_flags_that_are_none(tmp_path, text, message):
     read_flags(tmp_path)
 
 
-def test_a_folder_without_files_of_flags(tmp_path):
-  with pytest.raises(InputError, match=r'holds none of lr\.flags, mf\.flags'):
-    check_folder(tmp_path)
-  (tmp_path / 'lr.flags').write_text('')
-  check_folder(tmp_path)
+def test_each_model_has_its_file_in_one_of_the_folders(tmp_path):
+  one, two = tmp_path / 'one', tmp_path / 'two'
+  for folder, model in ((one, 'lr'), (two, 'din')):
+    folder.mkdir()
+    with pytest.raises(InputError, match=r'holds none of lr\.flags, mf\.flags'):
+      find_files([one, two])
+    (folder / f'{model}.flags').write_text('')
+  files = find_files([one, two])
+  assert files == {'lr': one / 'lr.flags', 'din': two / 'din.flags'}
+  assert find_files([]) == {}
+  (two / 'lr.flags').write_text('')
+  with pytest.raises(InputError, match=r'names .*one/lr.flags and .*two/lr'):
+    find_files([one, two])
+
+
+def test_models_without_a_file_beside_others_are_named(tmp_path):
+  files = {'eain': tmp_path / 'eain.flags', 'lr': tmp_path / 'lr.flags'}
+  note = unequal_note(('lr', 'mf', 'din', 'eain'), files)
+  assert note.endswith('with the defaults, are mf, din.')
+  assert not unequal_note(('lr', 'eain'), files)
+  assert not unequal_note(('lr', 'mf'), {})
 
 
 @pytest.mark.parametrize(
@@ -45,6 +61,7 @@ def test_a_folder_without_files_of_flags(tmp_path):
   [
     ('--embedding_dim=8', '--embedding_dim is no setting of lr'),
     ('--seed=1', '--seed is no setting of lr'),
+    ('--skip_above=on', '--skip_above changes the data of all models'),
     ('--table_l2=much', '--table_l2=much'),
     ('--table_l2=-1', '--table_l2=-1'),
     ('--optimizer=lion', '--optimizer=lion'),

@@ -16,6 +16,7 @@ from eain_jax.reporting.ablation import (
 )
 from eain_jax.reporting.console import ablation_on_console
 from eain_jax.reporting.markdown import render_markdown
+from eain_jax.reporting.measured import times_of_rows
 from eain_jax.reporting.report import (
   read_ablation,
   write_ablation,
@@ -157,7 +158,9 @@ def test_the_files_are_whole_and_the_page_opens_offline(ablate, tmp_path):
   table = ablate(
     ceiling={'auc': 0.9, 'gauc': 0.88}, left_out={'no_context': 'there is none'}
   )
-  write_ablation(tmp_path, table, {'seeds': 3})
+  times = {'eain': {'seconds': [1.0]}}
+  write_ablation(tmp_path, table, {'seeds': 3}, times)
+  assert json.loads((tmp_path / 'times.json').read_text()) == times
   manifest = check_manifest(tmp_path)
   assert set(manifest['files']) == {
     'ablation.json',
@@ -178,9 +181,16 @@ def test_the_files_are_whole_and_the_page_opens_offline(ablate, tmp_path):
   assert 'Ceiling' in page
 
 
-def test_the_console_fits_80_columns(ablate, capsys):
-  Console(width=80, color_system=None).print(ablation_on_console(ablate()))
+def test_the_console_fits_80_columns(ablate, fake, capsys):
+  table = ablate()
+  keys = ['eain', *(row['variant'] for row in table['rows'])]
+  # As many digits as long runs have.
+  runs = [fake.run('eain', seconds=12_345.6 + seed) for seed in range(5)]
+  times = times_of_rows(dict.fromkeys(keys, runs))
+  shown = ablation_on_console(table, times)
+  Console(width=80, color_system=None).print(shown)
   text = capsys.readouterr().out
+  assert all(text.count(f'{12_345.6 + s:.1f}') == len(keys) for s in range(5))
   assert '…' not in text
   assert max(map(len, text.splitlines())) <= 80
   row = next(s for s in text.splitlines() if s.startswith('Without attention'))
@@ -193,7 +203,7 @@ def test_an_ablation_is_shown_with_a_table(ablate, fake, tmp_path, changed):
   written.mkdir()
   shown.mkdir()
   table = ablate()
-  write_ablation(written, table, {})
+  write_ablation(written, table, {}, {})
   read = read_ablation(written, fake.manifest()['fingerprint'])
   assert read == table
   runs = fake.runs(2, ('lr', 'eain'))
@@ -223,7 +233,7 @@ def test_what_is_no_ablation_of_this_dataset_is_refused(
   fingerprint = fake.manifest()['fingerprint']
   with pytest.raises(InputError, match=r'manifest.json is missing'):
     read_ablation(tmp_path, fingerprint)
-  write_ablation(tmp_path, ablate(), {})
+  write_ablation(tmp_path, ablate(), {}, {})
   with pytest.raises(InputError, match='is of another dataset: make it again'):
     read_ablation(tmp_path, 'other')
   monkeypatch.setattr('eain_jax.__version__', '9.9')

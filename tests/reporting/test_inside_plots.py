@@ -37,6 +37,10 @@ def test_nothing_to_show_is_no_picture(fake):
   assert inside_plots.attention_figure(inside) is None
   assert inside_plots.examples_figure(inside) is None
   assert inside_plots.gates_figure(inside) is None
+  assert inside_plots.example_gates_figure(inside) is None
+  inside = fake.inside()
+  inside['examples'][0]['positive'] |= {'gate': None, 'mask': None}
+  assert inside_plots.example_gates_figure(inside) is None
 
 
 def test_examples_have_their_history_with_labels(fake):
@@ -76,6 +80,7 @@ def test_hostile_ids_are_drawn_as_text(fake, tmp_path, evil):
     inside_plots.attention_figure,
     inside_plots.examples_figure,
     inside_plots.gates_figure,
+    inside_plots.example_gates_figure,
   ):
     plots.save_figure(draw(inside), tmp_path / 'figure.png')
     assert (tmp_path / 'figure.png').stat().st_size > 5_000
@@ -101,6 +106,27 @@ def test_gates_and_masks(fake):
   # Below the diagonal: (history item, item), (hour, item), (hour, history).
   cells = {text.get_position(): text.get_text() for text in masks.texts}
   assert cells == {(0, 0): '0.50', (0, 1): '1.50', (1, 1): '1.00'}
+
+
+def test_gates_and_masks_of_each_example(fake):
+  inside = fake.inside()
+  inside['examples'][0]['negative']['gate'] = [0.1, 0.3, 0.5]
+  gates, masks, alone, _ = inside_plots.example_gates_figure(inside).axes
+  assert labels_of(gates) == ['item', 'history item', 'hour']
+  assert gates.get_title(loc='right').split('\n')[:2] == [
+    'Taken: taken \u00b7 brand of taken',
+    'Not taken: left \u00b7 brand of left',
+  ]
+  widths = [bar.get_width() for bar in gates.patches]
+  assert widths == [0.2, 0.4, 0.6, 0.1, 0.3, 0.5]
+  assert [bar.get_width() for bar in alone.patches] == [0.2, 0.4, 0.6]
+  assert 'taken' in masks.get_title(loc='right')
+  cells = {text.get_position(): text.get_text() for text in masks.texts}
+  assert cells == {(0, 0): '0.50', (0, 1): '1.50', (1, 1): '1.00'}
+  for gone, left in (('gate', 2), ('mask', 2)):
+    inside = fake.inside()
+    inside['examples'][0]['positive'][gone] = None
+    assert len(inside_plots.example_gates_figure(inside).axes) == left
 
 
 def test_one_of_the_two_layers_is_a_panel_by_itself(fake):

@@ -71,8 +71,8 @@ def test_several_seeds_have_a_picture_of_differences(fake, tmp_path):
 @pytest.mark.parametrize(
   ('without', 'drawn'),
   [
-    ((), {'attention', 'attention_examples', 'gates'}),
-    (('attention', 'same'), {'gates'}),
+    ((), {'attention', 'attention_examples', 'gates', 'gates_examples'}),
+    (('attention', 'same'), {'gates', 'gates_examples'}),
     (('gate', 'mask'), {'attention', 'attention_examples'}),
   ],
 )
@@ -101,6 +101,19 @@ def test_what_eain_looks_at_is_drawn_where_it_is(
   assert ('| hour         |    0.3000 |' in text) == ('gate' not in without)
   assert ('history item \u00d7 hour 1.00' in text) == ('mask' not in without)
   assert ('Attention by recency' in text) == ('attention' not in without)
+
+
+def test_what_is_to_be_known_first_stands_first(fake, tmp_path):
+  table, _ = report.write_report(
+    tmp_path,
+    fake.runs(1),
+    fake.manifest(),
+    fake.no_ceilings,
+    FLAGS,
+    notes=['Not an equal comparison.'],
+  )
+  assert table['notes'][0] == 'Not an equal comparison.'
+  assert 'Not an equal comparison.' in (tmp_path / 'report.html').read_text()
 
 
 def test_why_it_is_not_known_what_eain_looks_at(fake, tmp_path):
