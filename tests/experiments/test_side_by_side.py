@@ -15,7 +15,7 @@ from eain_jax.config import TrainConfig
 from eain_jax.errors import InputError, Interrupted, InUse
 from eain_jax.locking import locked_folder
 from eain_jax.training import run_set
-from eain_jax.training.run_set import Job, train_all, train_jobs
+from eain_jax.training.run_set import Job, check_begun, train_all, train_jobs
 from experiments import side_by_side
 from launch.processes import ProcessGroup
 
@@ -88,6 +88,22 @@ def test_what_another_process_trains_is_left_to_it(jobs, trained, tmp_path):
   # Nobody has it any more, and the others are not repeated.
   assert train_jobs(None, jobs, tmp_path, Silent) == []
   assert trained == [0, 2, 1]
+
+
+def test_what_cannot_go_on_is_said_before_anything_is_trained(
+  dataset, jobs, tmp_path
+):
+  begun = jobs[1].folder(tmp_path)
+  begun.mkdir(parents=True)
+  settings = run_set.loop.run_config(
+    dataset, 'lr', jobs[1].model_config, jobs[1].config
+  )
+  (begun / 'config.json').write_text(json.dumps(settings))
+  check_begun(dataset, jobs, tmp_path)
+  settings['libraries']['jax'] = '0.1'
+  (begun / 'config.json').write_text(json.dumps(settings))
+  with pytest.raises(InputError, match=r"lr-seed1 holds .*jax='0\.1'.*_dir"):
+    check_begun(dataset, jobs, tmp_path)
 
 
 def test_a_run_that_another_takes_first_is_left_to_it(

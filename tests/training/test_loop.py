@@ -13,6 +13,7 @@ from eain_jax.training import loop, setup
 from eain_jax.training.loop import fit
 from eain_jax.training.restore import open_run
 from eain_jax.training.save_pace import SavePace
+from eain_jax.training.table_update import TableUpdate
 
 CONFIG = TrainConfig(
   batch_size=320, epochs=4, learning_rate=5e-3, log_every=5, save_every=20
@@ -303,3 +304,16 @@ def test_the_average_is_left_out_where_a_copy_is_dear(
   config = TrainConfig(table_update=table_update, ema_decay=given)
   found = setup.resolve_config(dataset, 'dnn', MODEL_CONFIGS['dnn'](), config)
   assert found.ema_decay == expected
+
+
+def test_rows_that_nobody_asked_for_have_no_average_and_that_is_said(
+  dataset, monkeypatch
+):
+  settings = MODEL_CONFIGS['lr']()
+  given = TrainConfig(ema_decay=0.9)
+  assert setup.set_up(dataset, 'lr', settings, given).config.ema_decay == 0.9
+  monkeypatch.setattr(TableUpdate, 'choice', 'rowwise')
+  made = setup.set_up(dataset, 'lr', settings, given)
+  assert made.config.ema_decay == 0
+  [note] = [note for note in made.notes if 'average' in note]
+  assert 'though --ema_decay=0.9' in note
