@@ -10,7 +10,15 @@ class InputError(Exception):
 
 
 class BadSettings(InputError):
-  """Settings that cannot be trained here, where others may be."""
+  """Settings that cannot be trained here, where others may be.
+
+  Attributes:
+    reason: without the advice.
+  """
+
+  def __init__(self, reason: str, advice: str):
+    super().__init__(f'{reason}: {advice}')
+    self.reason = reason
 
 
 class InUse(InputError):

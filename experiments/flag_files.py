@@ -61,11 +61,11 @@ def find_files(folders: Sequence[Path]) -> dict[str, Path]:
 def unequal_note(models: Sequence[str], files: Mapping[str, Path]) -> str:
   """What is to be said where some models alone have a file; '' elsewhere."""
   without = [model for model in models if model not in files]
-  if not files or not without:
+  if len(without) in (0, len(models)):
     return ''
   return (
-    'Not an equal comparison: without a file of flags, and so with the '
-    f'defaults, are {", ".join(without)}.'
+    f'Not an equal comparison: for {", ".join(without)} there is no file of '
+    'flags, for the others there is.'
   )
 
 

@@ -175,10 +175,10 @@ def train(
     Interrupted: told to stop; all is saved.
   """
   at_once = seeds_at_once([job.config for job in jobs])
+  processes.together(lambda: check_begun(dataset, jobs, output_dir))
   if JOIN.value:
     train_jobs(dataset, jobs, output_dir, TrainingDisplay, at_once)
     return False
-  processes.together(lambda: check_begun(dataset, jobs, output_dir))
   pending = [job for job in jobs if not job.is_finished(output_dir)]
   if JOBS.value > 1 and len(pending) > 1:
     _start_helpers(module)

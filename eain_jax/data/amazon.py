@@ -689,7 +689,10 @@ def _list_column(lists: Sequence[list[str] | None]) -> pl.Series:
 
 
 def _read_metadata_files(
-  paths: Sequence[str | Path], log: EventLog, options: ReadOptions
+  paths: Sequence[str | Path],
+  log: EventLog,
+  options: ReadOptions,
+  attributes: Sequence[str],
 ) -> tuple[pl.DataFrame, dict[str, int], list[LineReader], list, list[str]]:
   items = log.items
   row_of = {item: row for row, item in enumerate(items)}
@@ -754,8 +757,14 @@ def _read_metadata_files(
     pl.Series(prices, dtype=pl.Float64),
   )
   table = pl.DataFrame(dict(zip(METADATA_ATTRIBUTES, columns, strict=True)))
-  # No flag names these, and each of the releases lacks some.
+  table = table.select(attributes or METADATA_ATTRIBUTES)
   without = [c.name for c in table if c.null_count() == table.height]
+  if without and attributes:
+    raise InputError(
+      f'--item_attributes={without[0]}: the metadata has none of any item of '
+      'the reviews'
+    )
+  # Nobody has named these, and each of the releases lacks some.
   if without:
     notes.append(
       f'The metadata has no {", ".join(without)} of any item of the reviews: '
@@ -779,6 +788,7 @@ def read_amazon(
   metadata: Sequence[str | Path],
   options: ReadOptions,
   folder: Path | None = None,
+  attributes: Sequence[str] = (),
 ) -> tuple[EventLog, pl.DataFrame]:
   """Reads Amazon reviews or ratings, with metadata where given.
 
@@ -787,10 +797,11 @@ def read_amazon(
     metadata: files of item metadata, JSON or Python literals.
     options: how forgiving to be.
     folder: where events are kept while they are read; see `clean_events`.
+    attributes: some of METADATA_ATTRIBUTES, which the metadata must have; none:
+      all that it has.
 
   Returns:
-    The events with item attributes category, category_path, brand and price;
-    and the rejected lines.
+    The events with these attributes of their items; and the rejected lines.
 
   Raises:
     InputError: a file is missing, damaged, or not what it should be.
@@ -813,7 +824,7 @@ def read_amazon(
     del raw
   if metadata:
     table, counts, more, more_sources, more_notes = _read_metadata_files(
-      metadata, log, options
+      metadata, log, options, attributes
     )
     readers += more
     log = dataclasses.replace(

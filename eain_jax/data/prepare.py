@@ -74,9 +74,10 @@ def _check_source(config: PrepareConfig) -> None:
     raise InputError(
       '--item_attributes goes with --items or --metadata, and neither is given'
     )
-  unknown = [
-    name for name in config.item_attributes if name not in METADATA_ATTRIBUTES
-  ]
+  attributes = config.item_attributes
+  if twice := [name for name in attributes if attributes.count(name) > 1]:
+    raise InputError(f'--item_attributes names {twice[0]} twice')
+  unknown = [name for name in attributes if name not in METADATA_ATTRIBUTES]
   if config.metadata and unknown:
     raise InputError(
       f'--item_attributes={unknown[0]} is none of those that are taken from '
@@ -94,11 +95,8 @@ def _read_files(
   options = read_options(config)
   if config.reviews:
     log, rejected = read_amazon(
-      config.reviews, config.metadata, options, folder
+      config.reviews, config.metadata, options, folder, config.item_attributes
     )
-    if config.item_attributes:
-      table = log.item_attributes.select(config.item_attributes)
-      log = dataclasses.replace(log, item_attributes=table)
   else:
     log, rejected = read_log(
       config.events,

@@ -177,9 +177,10 @@ def trials_on_console(
   num_given_up = sum(trial['given_up'] for trial in trials)
   said = f'{len(trials)} trials, {num_given_up} of them given up early'
   if failed := [trial for trial in trials if trial['failed']]:
+    first = failed[0]
     said += (
-      f'; {len(failed)} could not be trained, such as {failed[0]["number"]}: '
-      + failed[0]['failed']
+      f'; {len(failed)} could not be trained: of trial {first["number"]} '
+      f'{first["failed"]}'
     )
   return Group(_text(said), table)
 

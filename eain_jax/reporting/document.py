@@ -461,10 +461,10 @@ def training_grid(rows: Iterable[Mapping[str, Any]], first_column: str) -> Grid:
   return Grid(header, tuple(cells))
 
 
-# On pages that are the same to the last bit whenever they are made.
+# Not here, so that a page that is made again is the same to the last bit.
 TIMES_NOTE = Paragraph(
   'What each run took, in seconds and examples a second, stands in times.json '
-  'beside this page; no two runs agree in that, and in all else they do.'
+  'beside this page.'
 )
 
 

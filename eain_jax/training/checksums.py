@@ -137,6 +137,7 @@ def not_finite_error(checksums: Checksums, seen: str) -> BadSettings:
   named = f', {odd[0]} is not finite' if odd else ''
   more = f', nor are {len(odd) - 1} more leaves' if len(odd) > 1 else ''
   return BadSettings(
-    f'{seen}{named}{more}: lower --learning_rate, or set --clip_norm, for a '
-    'run in another --work_dir'
+    f'{seen}{named}{more}',
+    'lower --learning_rate, or set --clip_norm, for a run in another '
+    '--work_dir',
   )

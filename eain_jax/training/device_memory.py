@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from eain_jax.errors import BadSettings
+from eain_jax.errors import BadSettings, InputError
 from eain_jax.training.parallel import Placement
 from eain_jax.training.state import TrainState
 
@@ -93,7 +93,10 @@ def check_memory(
   *,
   saves: bool = False,
 ) -> None:
-  """Raises BadSettings where a run cannot fit into its devices.
+  """Raises InputError where a run cannot fit into its devices.
+
+  It is BadSettings where the devices are the run's alone; a machine's memory is
+  there for others too, and what lacks now may be there tomorrow.
 
   Args:
     state: or its shapes, as it is to lie.
@@ -112,8 +115,11 @@ def check_memory(
   advice = 'use --parallelism=mesh, which cuts the tables over the devices'
   if placement.cuts_tables:
     advice = 'use more devices, or a smaller --embedding_dim'
-  raise BadSettings(
+  reason = (
     f'the run needs {needed / 1e9:.2f} GB on each device under '
     f'--parallelism={placement.parallelism}, and a device has '
-    f'{available / 1e9:.2f} GB left: {advice}'
+    f'{available / 1e9:.2f} GB left'
   )
+  if placement.devices[0].platform == 'cpu':
+    raise InputError(f'{reason}: {advice}')
+  raise BadSettings(reason, advice)

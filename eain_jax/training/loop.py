@@ -260,7 +260,7 @@ def fit_set_up(
     inputs = stack.enter_context(
       contextlib.closing(_Inputs(plan, int(state.step)))
     )
-    with stop.held(), stop.may_end(), plan.profile:
+    with stop.held(), stop.may_end(), plan.profile, _memory_told():
       state, best = _run(plan, inputs, state, best, record)
     if setup.device_runner is not None:
       setup.device_runner.leave()
@@ -270,6 +270,20 @@ def fit_set_up(
       write_json(work_dir / RESULT_FILE, result)
       write_manifest(work_dir, (CONFIG_FILE, METRICS_FILE, RESULT_FILE))
   return FitResult(result, *best)
+
+
+@contextlib.contextmanager
+def _memory_told() -> Iterator[None]:
+  """What the batches need beside the state is known when it is not there."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    raise BadSettings(
+      'the run does not fit into the memory of its device',
+      'lower --batch_size, or make the model smaller',
+    ) from error
 
 
 def _claim(

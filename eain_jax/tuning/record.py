@@ -26,9 +26,9 @@ def best_trial(trials: Sequence[Trial]) -> Trial:
   ]
   if not done:
     failed = [trial.failed for trial in trials if trial.failed]
-    why = f'; the last that cannot be trained: {failed[-1]}' if failed else ''
+    why = f' (of the last that failed {failed[-1]})' if failed else ''
     raise InputError(
-      f'not one trial has a value of the objective: allow more --trials{why}'
+      f'not one trial has a value of the objective{why}: allow more --trials'
     )
   return max(done, key=lambda trial: (trial.value, -trial.number))
 

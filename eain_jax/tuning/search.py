@@ -130,7 +130,8 @@ class Search:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     self.folder.mkdir(parents=True, exist_ok=True)
     pruner = optuna.pruners.MedianPruner(RANDOM_TRIALS)
-    with self._journal() as path:
+    path = self.folder / JOURNAL_FILE
+    with self._journal(reads=True):
       _mend_journal(path)
       study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(path))),
@@ -145,16 +146,18 @@ class Search:
     return study
 
   @contextlib.contextmanager
-  def _journal(self) -> Iterator[Path]:
-    """Where Optuna keeps the search; its own errors become a sentence."""
+  def _journal(self, *, reads: bool = False) -> Iterator[None]:
+    """Turns what Optuna raises of its journal into a sentence."""
     path = self.folder / JOURNAL_FILE
     try:
-      yield path
+      yield
     except OSError as error:
       raise InputError(
         f'{path} cannot be kept: {error.strerror or error}'
       ) from error
     except (ValueError, KeyError, TypeError) as error:
+      if not reads:
+        raise
       raise InputError(
         f'{path} is damaged: name another --output_dir, or bring it back'
       ) from error
@@ -186,11 +189,7 @@ class Search:
     work_dir = self.folder / RUNS_FOLDER / f'trial-{number}'
     show, reported = report(number, trial.params), set()
 
-    def told(record: Mapping[str, Any]) -> None:
-      if show:
-        show(record)
-      if record['kind'] != 'valid':
-        return
+    def report_epochs() -> None:
       # The log has what came before an interruption, too.
       for line in (work_dir / METRICS_FILE).read_text().splitlines():
         logged = json.loads(line)
@@ -199,6 +198,13 @@ class Search:
           with self._journal():
             trial.report(logged[self.objective], epoch)
           reported.add(epoch)
+
+    def told(record: Mapping[str, Any]) -> None:
+      if show:
+        show(record)
+      if record['kind'] != 'valid':
+        return
+      report_epochs()
       with self._journal():
         if trial.should_prune():
           raise _GivenUp
@@ -215,9 +221,10 @@ class Search:
     except (_GivenUp, BadSettings) as error:
       with self._journal():
         if isinstance(error, BadSettings):
-          trial.set_user_attr('failed', str(error))
+          trial.set_user_attr('failed', error.reason)
         study.tell(trial, state=TrialState.PRUNED)
     else:
+      report_epochs()  # Of a run that had ended before it was told of.
       value = fitted.result['valid'][self.objective]
       if value is None or not math.isfinite(value):
         raise InputError(

@@ -466,13 +466,15 @@ def test_what_cannot_be_prepared_is_one_sentence(
 
 
 def test_attributes_of_metadata_are_those_that_it_has(tmp_path):
-  config = PrepareConfig(
-    reviews=('r.json',),
-    metadata=('m.json',),
-    item_attributes=('brand', 'colour'),
-  )
-  with pytest.raises(InputError, match='attributes=colour is none of those'):
-    prepare(config, tmp_path / 'dataset')
+  for attributes, message in (
+    (('brand', 'colour'), 'attributes=colour is none of those'),
+    (('brand', 'price', 'brand'), 'names brand twice'),
+  ):
+    config = PrepareConfig(
+      reviews=('r.json',), metadata=('m.json',), item_attributes=attributes
+    )
+    with pytest.raises(InputError, match=message):
+      prepare(config, tmp_path / 'dataset')
 
 
 def test_k_core_is_iterated(tmp_path):

@@ -74,7 +74,11 @@ def test_two_variants_of_two_seeds(world, tmp_path):
   again = call('ablation', *flags, variants)
   assert again.returncode == 0, again.stderr
   assert kept.stat().st_mtime_ns == before
-  assert files == {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
+  after = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
+  for times in (json.loads(f.pop('times.json')) for f in (files, after)):
+    assert list(times) == ['eain', 'no_attention', 'skip_above']
+    assert [len(of['seconds']) for of in times.values()] == [2, 2, 2]
+  assert files == after
   other = call('ablation', *flags, '--variants=no_attention')
   assert other.returncode == 1
   assert 'holds what other flags made' in other.stderr

@@ -51,9 +51,10 @@ def test_each_model_has_its_file_in_one_of_the_folders(tmp_path):
 def test_models_without_a_file_beside_others_are_named(tmp_path):
   files = {'eain': tmp_path / 'eain.flags', 'lr': tmp_path / 'lr.flags'}
   note = unequal_note(('lr', 'mf', 'din', 'eain'), files)
-  assert note.endswith('with the defaults, are mf, din.')
+  assert 'for mf, din there is no file' in note
   assert not unequal_note(('lr', 'eain'), files)
   assert not unequal_note(('lr', 'mf'), {})
+  assert not unequal_note(('mf', 'din'), files)
 
 
 @pytest.mark.parametrize(

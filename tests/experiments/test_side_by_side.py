@@ -91,7 +91,7 @@ def test_what_another_process_trains_is_left_to_it(jobs, trained, tmp_path):
 
 
 def test_what_cannot_go_on_is_said_before_anything_is_trained(
-  dataset, jobs, tmp_path
+  dataset, jobs, trained, tmp_path
 ):
   begun = jobs[1].folder(tmp_path)
   begun.mkdir(parents=True)
@@ -103,7 +103,8 @@ def test_what_cannot_go_on_is_said_before_anything_is_trained(
   settings['libraries']['jax'] = '0.1'
   (begun / 'config.json').write_text(json.dumps(settings))
   with pytest.raises(InputError, match=r"lr-seed1 holds .*jax='0\.1'.*_dir"):
-    check_begun(dataset, jobs, tmp_path)
+    side_by_side.train(dataset, jobs, tmp_path, 'experiments.table1')
+  assert not trained
 
 
 def test_a_run_that_another_takes_first_is_left_to_it(

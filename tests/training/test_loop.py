@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eain_jax.config import MODEL_CONFIGS, TrainConfig
-from eain_jax.errors import InputError
+from eain_jax.errors import BadSettings, InputError
 from eain_jax.training import loop, setup
 from eain_jax.training.loop import fit
 from eain_jax.training.restore import open_run
@@ -214,6 +214,21 @@ def test_a_loss_that_is_not_finite_is_one_sentence(dataset):
   )
   with pytest.raises(InputError, match='lower --learning_rate'):
     run(dataset, 'dnn', config)
+
+
+def test_a_batch_that_does_not_fit_is_one_sentence(dataset, monkeypatch):
+  set_up = loop.set_up
+
+  def full(*args):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+
+  monkeypatch.setattr(
+    loop,
+    'set_up',
+    lambda *args: dataclasses.replace(set_up(*args), train_step=full),
+  )
+  with pytest.raises(BadSettings, match=r'not fit .*: lower --batch_size'):
+    run(dataset, 'dnn', CONFIG)
 
 
 def test_shuffled_labels_leave_nothing_to_learn(dataset):

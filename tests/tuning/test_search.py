@@ -165,7 +165,7 @@ def test_settings_that_cannot_be_trained_end_their_trial_alone(
   def train(*args, **kwargs):
     if len(training.calls) == 2:
       training.calls.append(None)
-      raise BadSettings('the loss is not finite')
+      raise BadSettings('the loss is not finite', 'lower --learning_rate')
     return training(*args, **kwargs)
 
   monkeypatch.setattr(loop, 'fit', train)
@@ -190,8 +190,8 @@ def test_settings_that_cannot_be_trained_end_their_trial_alone(
     trials_on_console('gauc', record['trials'], record['best'])
   )
   words = ' '.join(shown.getvalue().split())
-  assert '1 could not be trained, such as 2: the loss is not finite' in words
-  with pytest.raises(InputError, match='trained: the loss is not finite'):
+  assert '1 could not be trained: of trial 2 the loss is not finite' in words
+  with pytest.raises(InputError, match='failed the loss is not finite'):
     best_trial(trials[2:3])
 
 
@@ -233,21 +233,32 @@ def test_a_damaged_journal_is_said_to_be(dataset, tmp_path, monkeypatch):
 
 
 def test_a_journal_on_a_full_disk_is_said_to_be(dataset, tmp_path, monkeypatch):
-  search = make_search(dataset, tmp_path)
-  run(search, 1, monkeypatch)
   append = JournalFileBackend.append_logs
+  written = []
 
-  def half(self, logs):
-    with (tmp_path / 'study.journal').open('a') as file:
-      file.write('{"op_')
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  def counted(self, logs):
+    written.append(logs)
+    append(self, logs)
 
-  monkeypatch.setattr(JournalFileBackend, 'append_logs', half)
-  with pytest.raises(InputError, match='cannot be kept: No space left'):
-    run(search, 3, monkeypatch)
-  monkeypatch.setattr(JournalFileBackend, 'append_logs', append)
+  monkeypatch.setattr(JournalFileBackend, 'append_logs', counted)
   whole, _ = run(make_search(dataset, tmp_path / 'whole'), 3, monkeypatch)
-  assert run(search, 3, monkeypatch)[0] == whole
+  # At its writes, those within trials too.
+  for room in range(0, len(written), 3):
+    left = iter(range(room))
+
+    def full(self, logs, left=left, folder=tmp_path / str(room)):
+      if next(left, None) is not None:
+        return append(self, logs)
+      with (folder / 'study.journal').open('a') as file:
+        file.write('{"op_')
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(JournalFileBackend, 'append_logs', full)
+    search = make_search(dataset, tmp_path / str(room))
+    with pytest.raises(InputError, match='cannot be kept: No space left'):
+      run(search, 3, monkeypatch)
+    monkeypatch.setattr(JournalFileBackend, 'append_logs', append)
+    assert run(search, 3, monkeypatch)[0] == whole
 
 
 def test_record_and_flags(dataset, tmp_path, monkeypatch):
