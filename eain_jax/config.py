@@ -5,6 +5,7 @@ Flags are generated from these dataclasses (`experiments/cli.py`), manifests and
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -223,7 +224,9 @@ class PrepareConfig(Settings):
 
   def __post_init__(self):
     super().__post_init__()
-    if len(self.time_fractions) != 3 or min(self.time_fractions) <= 0:
+    if len(self.time_fractions) != 3 or not all(
+      0 < share < math.inf for share in self.time_fractions
+    ):
       raise InputError(
         f'time_fractions={self.time_fractions} must be three positive shares'
       )
@@ -395,6 +398,11 @@ class DinConfig(DeepConfig):
     "Normalise the attention over the history. DIN's paper does not; "
     'measured, it is worth about a point of AUC.',
   )
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not self.attention:
+      raise InputError('attention= names no hidden width, and needs one')
 
 
 @dataclasses.dataclass(frozen=True)

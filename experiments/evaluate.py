@@ -12,6 +12,7 @@ from eain_jax.artifacts import write_json
 from eain_jax.data.examples import PARTS
 from eain_jax.evaluation.evaluator import ceiling
 from eain_jax.reporting.console import metrics_on_console
+from eain_jax.reporting.measured import json_ready
 from eain_jax.training.loop import evaluate
 from eain_jax.training.restore import open_run
 from experiments import cli
@@ -33,6 +34,7 @@ def main() -> None:
   )
   values['ceiling'] = ceiling(run.dataset, SPLIT.value)
   metrics_on_console(values)
+  values = json_ready(values)
   print(json.dumps(values))
   file = Path(WORK_DIR.value) / f'evaluation_{SPLIT.value}.json'
   write_json(file, {'model': run.settings['model'], SPLIT.value: values})

@@ -37,6 +37,8 @@ from eain_jax.errors import InputError
 
 METADATA_ATTRIBUTES = ('category', 'category_path', 'brand', 'price')
 MAX_ATTRIBUTE_LENGTH = 200
+# The longest real names of categories have some 50 characters.
+MAX_CATEGORY_LENGTH = 60
 SAMPLE_LINES = 100
 # Python takes up to 500 bytes for each byte of a literal; real ones are 6 kB.
 MAX_LITERAL_BYTES = 1 << 18
@@ -648,21 +650,38 @@ def _clean_text(value: str) -> str | None:
 def _category_path(record: _Metadata) -> list[str]:
   """The category names of an item, each once, from the root.
 
-  2014 has a list of paths, 2018 and 2023 one path. The first comes first; its
-  last name is the leaf.
+  2014 has a list of paths, 2018 and 2023 one path. The first comes first.
   """
   value = record.category if record.category else record.categories
   if not isinstance(value, list):
     value = [value]
+  if not any(isinstance(entry, list) for entry in value):
+    value = itertools.takewhile(_is_category, value)
   nested = [entry if isinstance(entry, list) else [entry] for entry in value]
   names = [_clean_name(name) for path in nested for name in path]
   return list(dict.fromkeys(name for name in names if name))
 
 
+def _is_category(name: Any) -> bool:
+  """Whether a path goes on: in 2018 pieces of the page follow some of them.
+
+  They begin with markup, or are sentences.
+  """
+  return not isinstance(name, str) or not (
+    _TAG.search(name)
+    or name.rstrip().endswith('.')
+    or len(name) > MAX_CATEGORY_LENGTH
+  )
+
+
 def _leaf(record: _Metadata, path: list[str]) -> str | None:
+  """The category of an item; of several paths in 2014 that of the last.
+
+  So DIN has it, and whoever compares with DIN.
+  """
   value = record.categories
-  if isinstance(value, list) and value and isinstance(value[0], list):
-    names = [name for name in map(_clean_name, value[0]) if name]
+  if isinstance(value, list) and value and isinstance(value[-1], list):
+    names = [name for name in map(_clean_name, value[-1]) if name]
     return names[-1] if names else None
   return path[-1] if path else None
 

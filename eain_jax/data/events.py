@@ -242,7 +242,10 @@ def _runs(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _first_of_repeats(
-  user: np.ndarray, timestamp: np.ndarray, others: list[np.ndarray]
+  user: np.ndarray,
+  timestamp: np.ndarray,
+  others: list[np.ndarray],
+  label: np.ndarray | None = None,
 ) -> np.ndarray:
   """bool [N]: False for a row that repeats an earlier one.
 
@@ -250,6 +253,8 @@ def _first_of_repeats(
     user: int32 [N], in canonical order as all columns.
     timestamp: int64 [N].
     others: columns that a repeat shares beside those; the first holds items.
+    label: int8 [N]; where repeats differ in it, as what was shown and then
+      clicked, the first with 1 stays.
   """
   kept = np.ones(len(user), bool)
   # Repeats stand within runs of user and timestamp.
@@ -261,7 +266,8 @@ def _first_of_repeats(
   run, place = run[at], place[at]
   keys = [run, *(column[place] for column in others)]
   # lexsort is stable and rows of a run stand in source order.
-  by_key = np.lexsort(keys[::-1])
+  last = [] if label is None else [-label[place]]
+  by_key = np.lexsort([*last, *keys[::-1]])
   repeated = np.ones(max(len(run) - 1, 0), bool)
   for column in keys:
     repeated &= column[by_key[1:]] == column[by_key[:-1]]
@@ -275,7 +281,10 @@ def _clean_block(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   columns = {name: column[order] for name, column in columns.items()}
   others = [c for c in ('item', 'request', 'position') if c in columns]
   kept = _first_of_repeats(
-    columns['user'], columns['timestamp'], [columns[name] for name in others]
+    columns['user'],
+    columns['timestamp'],
+    [columns[name] for name in others],
+    columns.get('label'),
   )
   if kept.all():
     return columns
@@ -525,6 +534,17 @@ def count_units(timestamp: np.ndarray) -> np.ndarray:
   return np.array(
     [len(timestamp) - num_micro - num_milli, num_milli, num_micro]
   )
+
+
+def count_dates(timestamp: np.ndarray) -> int:
+  """How many are YYYYMMDD or YYYYMMDDhhmmss, from 1990 to 2100.
+
+  As seconds the first are of August 1970, as milliseconds the others of 2600.
+  """
+  day = np.where(timestamp >= 10**13, timestamp // 10**6, timestamp)
+  year, month = day // 10_000, day // 100 % 100
+  is_date = (year >= 1990) & (year <= 2100) & (month >= 1) & (month <= 12)
+  return int(np.count_nonzero(is_date & (day % 100 >= 1) & (day % 100 <= 31)))
 
 
 def to_seconds(

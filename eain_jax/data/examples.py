@@ -431,9 +431,7 @@ def make_part(
   request, label = block.request, block.label
   if use_skip_above and task != 'next_item':
     position = block.log.position
-    if position is None:
-      # Without positions the order in which the log lists the rows is meant.
-      position = np.arange(len(request))
+    assert position is not None, 'prepare asks for them'
     kept = skip_above(request[rows], label[rows], position[rows])
     lost = int(np.sum(~kept))
     rows = rows[kept]

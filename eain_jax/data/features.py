@@ -211,17 +211,25 @@ def bucket_days(days: np.ndarray) -> np.ndarray:
   return np.minimum(power, NUM_DAY_BUCKETS - 1).astype(np.int32)
 
 
+def begins(request: np.ndarray) -> np.ndarray:
+  """int64 [N], for each row the first row of its request, int32 [N]."""
+  rows = np.arange(len(request), dtype=np.int64)
+  first = np.full(int(request.max(initial=-1)) + 1, len(rows), np.int64)
+  np.minimum.at(first, request, rows)
+  return first[request]
+
+
 def gap_codes(days: np.ndarray, is_first: np.ndarray) -> np.ndarray:
   """int32 codes of days since the user's event before: first, then by days."""
   return np.where(is_first, 0, 1 + bucket_days(days)).astype(np.int32)
 
 
-def _gap_buckets(log: EventLog) -> np.ndarray:
-  days = np.zeros(len(log.user), np.int64)
-  first = np.ones(len(log.user), bool)
-  first[1:] = log.user[1:] != log.user[:-1]
-  days[1:] = np.diff(log.timestamp) // SECONDS_PER_DAY
-  return gap_codes(days, first)
+def _gap_buckets(log: EventLog, begin: np.ndarray) -> np.ndarray:
+  before = np.maximum(begin - 1, 0)
+  is_first = (begin == 0) | (log.user[before] != log.user)
+  # Of the whole request: where a row stands in it may tell its label.
+  seconds = log.timestamp[begin] - log.timestamp[before]
+  return gap_codes(np.where(is_first, 0, seconds // SECONDS_PER_DAY), is_first)
 
 
 def time_codes(timestamp: np.ndarray, name: str) -> np.ndarray:
@@ -282,12 +290,22 @@ def context_values(
   return values
 
 
-def context_codes(log: EventLog, name: str) -> np.ndarray:
-  """int32 [N] codes, -1 for none, of some whole users' events."""
+def context_codes(
+  log: EventLog, name: str, request: np.ndarray | None = None
+) -> np.ndarray:
+  """int32 [N] codes, -1 for none, of some whole users' events.
+
+  Args:
+    log: the events.
+    name: of the feature.
+    request: int32 [N], numbered from 0; a request's rows are asked for at one
+      time. None: each event is a request.
+  """
   if name in log.context:
     return log.context[name].codes
   if name == 'gap':
-    return _gap_buckets(log)
+    begin = np.arange(len(log.user))
+    return _gap_buckets(log, begin if request is None else begins(request))
   return time_codes(log.timestamp, name)
 
 

@@ -328,7 +328,7 @@ def _read_text(
   if spool.num_rows:
     empty |= {column.name for column in made if column.codes} - kept.filled
   check_filled(path, columns, columns.keys() - empty)
-  unit, rows, _ = spool.end_file()
+  unit, rows, _ = spool.end_file(path)
   spool.refuse(rows)
   for row in rows.tolist():
     reader.reject(lines.of(row), odd_time(unit), '')

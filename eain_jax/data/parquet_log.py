@@ -630,7 +630,7 @@ def read_parquet(
     for name, values in pieces.items():
       spool.end_piece(name, values)
   check_filled(path, columns, filled)
-  unit, odd, _ = spool.end_file()
+  unit, odd, _ = spool.end_file(path)
   texts = [*reasons.values()]
   texts[number_of['unit']] = odd_time(unit)
   rows = np.concatenate([*refused_rows, odd])

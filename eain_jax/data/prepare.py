@@ -145,9 +145,13 @@ def _write_events(writer: DatasetWriter, source: EventLog | World) -> EventLog:
 
 
 def _choose_protocol(
-  config: PrepareConfig, has_label: bool, has_rating: bool
+  config: PrepareConfig, source: EventLog | World
 ) -> tuple[str, str, int]:
   """task, split and min_history, with 'auto' resolved."""
+  has_label = has_rating = has_position = False
+  if not isinstance(source, World):
+    has_label, has_rating = source.label is not None, source.rating is not None
+    has_position = source.position is not None
   task = config.task
   if task == 'auto':
     task = 'logged' if has_label else 'next_item'
@@ -160,6 +164,11 @@ def _choose_protocol(
       '--task=rating needs ratings, and this source has none; name their '
       'column, --columns=..,rating=..'
     )
+  if config.skip_above and task != 'next_item' and not has_position:
+    raise InputError(
+      f'--skip_above of --task={task} needs the positions of what was shown: '
+      'name their column, --columns=..,position=..'
+    )
   split = config.split
   if split == 'auto':
     split = 'time' if task == 'logged' else 'last_out'
@@ -167,6 +176,16 @@ def _choose_protocol(
   if min_history < 0:
     min_history = 0 if task == 'logged' else 1
   return task, split, min_history
+
+
+def _refuse_negatives(label: np.ndarray) -> None:
+  """Raises InputError where events are no positives, and would become some."""
+  if number := int(np.count_nonzero(label == 0)):
+    raise InputError(
+      f'--task=next_item takes every event for a positive, and {number:,} of '
+      f'{len(label):,} have label 0: use --task=logged, or leave those lines '
+      'out'
+    )
 
 
 def _labels(config: PrepareConfig, log: EventLog, task: str) -> np.ndarray:
@@ -178,14 +197,6 @@ def _labels(config: PrepareConfig, log: EventLog, task: str) -> np.ndarray:
     assert log.rating is not None
     return (log.rating >= config.rating_threshold).astype(np.int8)
   return np.ones(len(log.user), np.int8)
-
-
-def _first_of_request(request: np.ndarray) -> np.ndarray:
-  """int64 [n], for each event of a block the first row of its request."""
-  rows = np.arange(len(request), dtype=np.int64)
-  first = np.full(int(request.max(initial=-1)) + 1, len(rows), np.int64)
-  np.minimum.at(first, request, rows)
-  return first[request]
 
 
 def _write_examples(
@@ -228,16 +239,16 @@ def _write_examples(
   num_positives = 0
   for block in user_blocks(log, survey.user_start):
     events, first = block.log, block.rows.start
-    for name, ids in id_of_code.items():
-      codes = features.context_codes(events, name)
-      writer.append(f'context.{name}', ids[codes])
     request = survey.requests(block.rows)
+    for name, ids in id_of_code.items():
+      codes = features.context_codes(events, name, request)
+      writer.append(f'context.{name}', ids[codes])
     label = _labels(config, events, task)
     # Of next_item an event's history ends where the event stands; else a
     # request is judged with what its user did before it, never within it.
     history_end = np.arange(first, block.rows.stop)
     if task != 'next_item':
-      history_end = first + _first_of_request(request)
+      history_end = first + features.begins(request)
     if task == 'logged':
       before = num_positives + np.concatenate([[0], np.cumsum(label == 1)])
       writer.append('history.event', first + np.flatnonzero(label == 1))
@@ -326,14 +337,14 @@ def prepare(config: PrepareConfig, output_dir: str | Path) -> dict[str, Any]:
   source, rejected = None, NO_REJECTED
   if config.synthetic:
     source = World(WorldConfig(num_events=config.num_events, seed=config.seed))
-    task, split, min_history = _choose_protocol(config, False, False)
+    task, split, min_history = _choose_protocol(config, source)
     refuse_small_disk(output_dir, _least_bytes(config, source, split))
   with dataset_written_whole(output_dir) as writer:
     if source is None:
       source, rejected = _read_files(config, writer.scratch.folder)
-      task, split, min_history = _choose_protocol(
-        config, source.label is not None, source.rating is not None
-      )
+      task, split, min_history = _choose_protocol(config, source)
+      if task == 'next_item' and source.label is not None:
+        _refuse_negatives(source.label)
     log = _write_events(writer, source)
     true_preference = None
     if isinstance(source, World):
@@ -365,6 +376,11 @@ def prepare(config: PrepareConfig, output_dir: str | Path) -> dict[str, Any]:
     )
     all_features = [user_feature, *item_features, *context_features]
     _check_names(all_features)
+    for name in config.item_attributes:
+      if name not in item_ids:
+        raise InputError(
+          f'--item_attributes={name}: no item that is left has a value of it'
+        )
     notes = [*log.notes, *_protocol_notes(task, split, config)]
     if len(context_names) < len(config.context):
       notes.append(

@@ -24,10 +24,12 @@ from eain_jax.data.events import (
   Codes,
   RawColumn,
   RawEvents,
+  count_dates,
   count_units,
   sorting,
   to_seconds,
 )
+from eain_jax.errors import InputError
 
 # The columns that hold numbers; all others hold codes of strings.
 DTYPES = {
@@ -246,6 +248,7 @@ class Spool:
     # Of the file that is read.
     self._begin = 0
     self._num_of_unit = np.zeros(3, np.int64)
+    self._num_dates = 0
 
   def append(self, columns: Mapping[str, np.ndarray]) -> None:
     """Adds rows.
@@ -257,7 +260,9 @@ class Spool:
     self._numbers = columns.keys() & DTYPES.keys()
     for name, rows in columns.items():
       if name == 'timestamp':
-        self._num_of_unit += count_units(rows[rows != NO_TIME])
+        known = rows[rows != NO_TIME]
+        self._num_of_unit += count_units(known)
+        self._num_dates += count_dates(known)
         self._files.append('time', rows)
       elif name in DTYPES:
         self._files.append(name, rows)
@@ -280,13 +285,26 @@ class Spool:
     """Rows, int64, ascending over all calls, that were added and are none."""
     self._refused.append(rows)
 
-  def end_file(self) -> tuple[str, np.ndarray, np.ndarray]:
+  def end_file(
+    self, path: str | Path = ''
+  ) -> tuple[str, np.ndarray, np.ndarray]:
     """Turns the times of rows since the last call to seconds.
+
+    Args:
+      path: of a log whose times may be anything; they must not be dates.
 
     Returns:
       Their unit, that of most; and the rows that have a time of another one,
       int64, with those times.
+
+    Raises:
+      InputError: all of them are dates as YYYYMMDD or YYYYMMDDhhmmss.
     """
+    if path and 0 < self._num_of_unit.sum() == self._num_dates:
+      raise InputError(
+        f'{path}: the timestamps are dates written as numbers, such as '
+        '20230115: write 2023-01-15, or seconds'
+      )
     odd_rows = [np.zeros(0, np.int64)]
     odd_times = [np.zeros(0, np.int64)]
     common = int(np.argmax(self._num_of_unit))
@@ -303,6 +321,7 @@ class Spool:
       self._files.remove('time')
     self._begin = self.num_rows
     self._num_of_unit[:] = 0
+    self._num_dates = 0
     return UNITS[common], np.concatenate(odd_rows), np.concatenate(odd_times)
 
   def finish(self) -> RawEvents:

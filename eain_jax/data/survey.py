@@ -118,8 +118,9 @@ def survey_events(
   bounds = []
   for block in user_blocks(log, user_start):
     events, users = block.log, block.users
+    asked = _requests(request, block.rows)
     part[block.rows] = examples.split_requests(
-      _requests(request, block.rows),
+      asked,
       events.user,
       events.timestamp,
       split,
@@ -131,7 +132,7 @@ def survey_events(
     )
     item_count += np.bincount(events.item[is_train], minlength=len(log.items))
     for name, values in context.items():
-      code = features.context_codes(events, name) + 1
+      code = features.context_codes(events, name, asked) + 1
       seen[name] += np.bincount(code, minlength=len(values) + 1)
       count[name] += np.bincount(code[is_train], minlength=len(values) + 1)
     bounds += [int(events.timestamp.min()), int(events.timestamp.max())]

@@ -336,15 +336,22 @@ class ActivationUnit(nn.Module):
     target_RCE: jax.Array,
     segment_N: jax.Array,
     train: bool = False,
+    valid_RC: jax.Array | None = None,
   ) -> jax.Array:
     """[R, C, E] from packed histories [N, E] and candidates [R, C, E].
 
     `segment_N` must be non-decreasing, as `pack_histories` makes it: XLA is
-    promised so. Sows 'attention_weight' [N, C] into 'intermediates'.
+    promised so. Candidates that are not `valid_RC`, bool, do not count in the
+    statistics of Dice. Sows 'attention_weight' [N, C] into 'intermediates'.
     """
     width, dtype = history_NE.shape[-1], self.compute_dtype
     num_requests, num_candidates = target_RCE.shape[:2]
-    valid_X = jnp.repeat(segment_N < num_requests, num_candidates)
+    valid_NC = (segment_N < num_requests)[:, None]
+    if valid_RC is not None:
+      valid_NC &= _of_request(valid_RC, segment_N)
+    valid_X = jnp.broadcast_to(
+      valid_NC, (segment_N.shape[0], num_candidates)
+    ).reshape(-1)
     kernel_4EH = self.param(
       'kernel',
       nn.initializers.glorot_uniform(),

@@ -29,7 +29,7 @@ class EmbeddedBatch:
     age_N: int32, days from each history event to its target, in buckets.
     position_R: int32, the target's index in its user's sequence.
     row_R: int32, place of the request in the global batch.
-    valid_R: bool, False where the request is padding.
+    valid_RC: bool, False for padding, and in training for what (17) drops.
   """
 
   user_RW: jax.Array
@@ -40,7 +40,7 @@ class EmbeddedBatch:
   age_N: jax.Array
   position_R: jax.Array
   row_R: jax.Array
-  valid_R: jax.Array
+  valid_RC: jax.Array
 
   @property
   def shape_RC(self) -> tuple[int, int]:
@@ -134,6 +134,10 @@ def embed_batch(
     for f in of_kind('context')
   ]
   num_requests, width = user_RW.shape
+  # Every real user has an id, unknown ones too; an export knows no weights.
+  valid_RC = batch['user'][:, None] > 0
+  if 'weight' in batch:
+    valid_RC = valid_RC & (batch['weight'] > 0)
   return EmbeddedBatch(
     user_RW=user_RW,
     target_RCAW=item_UAW[batch['target']],
@@ -145,6 +149,5 @@ def embed_batch(
     age_N=batch['age'],
     position_R=batch['position'],
     row_R=batch['row'],
-    # Every real user has an id, unknown ones too.
-    valid_R=batch['user'] > 0,
+    valid_RC=jnp.broadcast_to(valid_RC, batch['target'].shape),
   )

@@ -62,7 +62,7 @@ class DeepFM(nn.Module):
     )(
       fields_BFD.reshape(fields_BFD.shape[0], -1),
       example_rows(inputs),
-      per_example(inputs.valid_R, inputs.shape_RC[1]),
+      inputs.valid_RC.reshape(-1),
       train,
     )
     logit_RC = (deep_B + fm_second_order(fields_BFD)).reshape(inputs.shape_RC)

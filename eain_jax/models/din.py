@@ -12,7 +12,6 @@ from eain_jax.models.fields import (
   flat_history,
   flat_target,
   make_fields,
-  per_example,
 )
 
 
@@ -52,6 +51,7 @@ class DIN(nn.Module):
       flat_target(inputs, dim),
       inputs.segment_N,
       train,
+      inputs.valid_RC,
     )
     h_u_BE = h_u_RCE.reshape(-1, h_u_RCE.shape[-1])
     fields_BFD = make_fields(inputs, h_u_BE, dim, config.use_user)
@@ -65,7 +65,7 @@ class DIN(nn.Module):
     )(
       fields_BFD.reshape(fields_BFD.shape[0], -1),
       example_rows(inputs),
-      per_example(inputs.valid_R, inputs.shape_RC[1]),
+      inputs.valid_RC.reshape(-1),
       train,
     )
     return logit_B.reshape(inputs.shape_RC)

@@ -54,7 +54,7 @@ class DNN(nn.Module):
     )(
       fields_BFD.reshape(fields_BFD.shape[0], -1),
       example_rows(inputs),
-      per_example(inputs.valid_R, inputs.shape_RC[1]),
+      inputs.valid_RC.reshape(-1),
       train,
     )
     return logit_B.reshape(inputs.shape_RC)

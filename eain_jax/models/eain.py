@@ -107,7 +107,7 @@ class EAIN(nn.Module):
     )(
       head,
       example_rows(inputs),
-      per_example(inputs.valid_R, num_candidates),
+      inputs.valid_RC.reshape(-1),
       train,
     )
     logit_RC = logit_B.reshape(inputs.shape_RC)

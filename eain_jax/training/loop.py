@@ -341,7 +341,9 @@ def _result(
     result[name] = evaluator.evaluate_scores(dataset, scored)
     if name == 'test':
       result['reliability'] = evaluator.reliability(dataset, scored)
-  examples = step * setup.stream.num_requests * setup.stream.num_candidates
+  # Every run ends with an epoch.
+  of_epoch = dataset.manifest['counts']['train']['examples']
+  examples = of_epoch * step // setup.stream.steps_per_epoch
   result['seconds'] = record.seconds
   result['seconds_waiting_for_input'] = record.seconds_waiting
   result['examples_per_second'] = examples / max(record.seconds, 1e-9)
@@ -404,7 +406,18 @@ def _score(
 def evaluate(
   dataset: Dataset, part_name: str, score_step: ScoreFn, params, stats
 ) -> dict[str, Any]:
-  """All metrics of a part, over all of its candidates, on one device."""
+  """All metrics of a part, over all of its candidates, on one device.
+
+  Raises:
+    InputError: the part has no candidates to rank.
+  """
+  if (
+    dataset.task == 'next_item' and dataset.parts[part_name].candidates is None
+  ):
+    raise InputError(
+      f'the {part_name} part has no negatives, for they are drawn while a '
+      'model is trained: name another part'
+    )
   scored = evaluator.score_part(
     lambda batch: score_step(params, stats, batch),
     make_eval_stream(dataset, part_name, EVAL_BATCH_SIZE),

@@ -74,7 +74,13 @@ def track_average(decay: float) -> optax.GradientTransformation:
 
 def evaluated_params(state: TrainState) -> Any:
   """The parameters that are evaluated and kept: their average, if there is."""
-  return optax.tree_utils.tree_get(state.opt_state, 'average', state.params)
+  return optax.tree_utils.tree_get(
+    state.opt_state,
+    'average',
+    state.params,
+    # A feature may have that name, and then its table.
+    lambda path, _: getattr(path[-1], 'tuple_name', '') == 'AveragedState',
+  )
 
 
 def make_optimizer(
@@ -108,6 +114,7 @@ def make_optimizer(
 
 def set_plateau_factor(opt_state, factor: float):
   """The state with another factor on the learning rate."""
-  old = optax.tree_utils.tree_get(opt_state, 'step_size')
+  find = lambda path, _: getattr(path[-2], 'name', '') == 'hyperparams'
+  old = optax.tree_utils.tree_get(opt_state, 'step_size', None, find)
   new = jax.device_put(np.asarray(factor, old.dtype), old.sharding)
-  return optax.tree_utils.tree_set(opt_state, step_size=new)
+  return optax.tree_utils.tree_set(opt_state, find, step_size=new)

@@ -185,7 +185,8 @@ VARIANTS: dict[str, Variant] = {
   'as_printed': Variant(
     ADDITIONS,
     'All as printed',
-    'all five additions and the norm of MaskBlock gone, as printed',
+    'all five additions and the norm of MaskBlock gone, as printed; sizes, '
+    'penalties, dropout and the moving average stay',
     '(1)-(12)',
     {
       'attention_product': False,

@@ -48,7 +48,7 @@ EVENTS = [
 METADATA = [
   {'asin': ITEM, 'title': "Don't", 'price': 9.99, 'brand': 'O\'Hara "X"',
    'salesRank': {'Music': 7}, 'imUrl': None,
-   'categories': [['CDs & Vinyl', 'Pop', 'Rock'], ['CDs & Vinyl', 'Folk']]},
+   'categories': [['CDs & Vinyl', 'Folk'], ['CDs & Vinyl', 'Pop', 'Rock']]},
   {'asin': OTHER_ITEM, 'categories': [['Digital Music']], 'title': 'a\nb'},
   {'asin': 'B000000000', 'title': 'of no event'},
 ]  # fmt: skip
@@ -275,7 +275,7 @@ def test_metadata_of_2014_json_or_literal(tmp_path, dump):
   rows, log, _ = metadata_table(tmp_path, [dump(line) for line in METADATA])
   assert rows[ITEM] == {
     'category': 'Rock',
-    'category_path': ['CDs & Vinyl', 'Pop', 'Rock', 'Folk'],
+    'category_path': ['CDs & Vinyl', 'Folk', 'Pop', 'Rock'],
     'brand': 'O\'Hara "X"',
     'price': 9.99,
   }
@@ -321,6 +321,28 @@ def test_metadata_of_2018(tmp_path):
   assert log.sources[1]['format'] == 'amazon-2018-metadata'
   assert log.counts['metadata_repeated'] == 1
   assert log.counts['prices_unreadable'] == 1
+
+
+@pytest.mark.parametrize(
+  'junk',
+  [
+    ['</span></span></span>', 'Starbucks Gift Card 25', 'Starbucks'],
+    ['No expiration, no fees.', 'Multiple denominations'],
+    ['Made with ' + 'thick, recycled ' * 5, 'Handmade'],
+  ],
+)
+def test_a_path_of_2018_ends_where_the_page_begins(tmp_path, junk):
+  path = ['Gift Cards', 'Gift Card Accessories']
+  rows, _, _ = metadata_table(
+    tmp_path,
+    [
+      {'asin': ITEM, 'category': [*path, *junk], 'main_cat': 'x', 'rank': []},
+      {'asin': OTHER_ITEM, 'category': path, 'rank': []},
+    ],
+  )
+  for item in (ITEM, OTHER_ITEM):
+    assert rows[item]['category'] == 'Gift Card Accessories'
+    assert rows[item]['category_path'] == path
 
 
 def test_metadata_of_2023(tmp_path):

@@ -160,6 +160,30 @@ def test_gaps_by_hand():
   ]
 
 
+def test_a_gap_is_that_of_the_whole_request():
+  """Where a row stands in its request would tell which was taken."""
+  day = np.array([0, 0, 2, 2, 2, 2, 9, 1, 1]) * DAY
+  log = EventLog(
+    np.int32([0, 0, 0, 0, 0, 0, 0, 1, 1]),
+    np.zeros(9, np.int32),
+    day,
+    pl.Series(['u', 'v']),
+    pl.Series(['i']),
+    pl.DataFrame(),
+  )
+  # The log lists the rows of requests 1 and 2 in turn.
+  request = np.int32([0, 0, 1, 2, 1, 2, 3, 4, 4])
+  codes = features.context_codes(log, 'gap', request)
+  names = features.TIME_VALUES['gap']
+  first = 'first event'
+  assert [names[code] for code in codes] == [
+    *(first, first),
+    *('2-3', '0', '2-3', '0'),
+    '4-7',
+    *(first, first),
+  ]
+
+
 def test_a_gap_of_each_length_has_the_bucket_that_holds_it():
   days = np.arange(0, 700)
   log = EventLog(

@@ -199,6 +199,41 @@ def test_logged_skip_above(tmp_path):
   assert manifest['counts']['valid']['examples'] == 2
 
 
+def test_the_gap_does_not_tell_what_was_taken(tmp_path):
+  """Each request lists the taken item first, some days after the last one."""
+  rows = [
+    f'u{user},i{(user + 3 * day + place) % 9},{day * DAY},r{user}-{day},'
+    f'{place},{int(place == 0)}'
+    for user in range(20)
+    for day in range(0, 18, 3)
+    for place in range(4)
+  ]
+  _, folder = make(tmp_path, rows, 'u,i,t,q,p,c', LOG_COLUMNS)
+  dataset = open_dataset(folder)
+  for part in dataset.parts.values():
+    gap = dataset.context_ids['gap'][part.event]
+    for request in np.unique(part.request):
+      assert len(set(gap[part.request == request].tolist())) == 1
+
+
+def test_what_was_shown_and_then_taken_is_taken(tmp_path):
+  rows = [
+    row
+    for user in range(8)
+    for time in range(8)
+    for row in (
+      f'u{user},i{(user + time) % 9},{time * DAY},r{user}-{time},1,0',
+      f'u{user},i{(user + time) % 9},{time * DAY},r{user}-{time},1,1',
+      f'u{user},i{(user + time + 1) % 9},{time * DAY},r{user}-{time},2,0',
+    )
+  ]
+  manifest, folder = make(tmp_path, rows, 'u,i,t,q,p,c', LOG_COLUMNS)
+  assert manifest['counts']['duplicates'] == 64
+  parts = open_dataset(folder).parts.values()
+  assert sum(int(part.label.sum()) for part in parts) == 64
+  assert sum(len(part) for part in parts) == 128
+
+
 def test_simulated_skip_above_says_so_and_counts(tmp_path):
   rng = np.random.default_rng(0)
   rows = [
@@ -449,6 +484,31 @@ def test_an_output_that_holds_something_is_left_alone(tmp_path):
     (ROWS, {'reviews': ('r.json',)}, 'exactly one source'),
     (ROWS, {'metadata': ('m.json',)}, '--metadata goes with --reviews'),
     (ROWS, {'item_attributes': ('a',)}, 'goes with --items or --metadata'),
+    (
+      [row + ',1,0' for row in ROWS],
+      {'columns': (*COLUMNS, 'label=c'), 'task': 'next_item'},
+      '9 of 9 have label 0',
+    ),
+    (
+      [row + ',1,1' for row in ROWS],
+      {'columns': (*COLUMNS, 'label=c'), 'skip_above': True},
+      '--skip_above of --task=logged needs the positions',
+    ),
+    (
+      [row + ',5,0' for row in ROWS],
+      {'columns': (*COLUMNS, 'rating=r'), 'task': 'rating', 'skip_above': True},
+      '--skip_above of --task=rating needs the positions',
+    ),
+    (
+      [f'{row[:4]}2014013{place % 2}' for place, row in enumerate(ROWS)],
+      {},
+      'dates written as numbers, such as 20230115',
+    ),
+    (
+      [f'{row[:4]}2014013{place % 2}235959' for place, row in enumerate(ROWS)],
+      {},
+      'dates written as numbers',
+    ),
     (ROWS, {'columns': ('user=u',)}, 'must name item, timestamp'),
     (ROWS, {'columns': (*COLUMNS, 'user=v')}, 'names user twice'),
     (ROWS, {'columns': ('user',)}, 'write it as name=column'),
@@ -459,8 +519,9 @@ def test_an_output_that_holds_something_is_left_alone(tmp_path):
 def test_what_cannot_be_prepared_is_one_sentence(
   tmp_path, rows, settings, message
 ):
+  header = 'u,i,t,r,c' if rows[0].count(',') == 4 else 'u,i,t'
   with pytest.raises(InputError, match=message) as caught:
-    make(tmp_path, rows, **settings)
+    make(tmp_path, rows, header, **settings)
   assert '\n' not in str(caught.value)
   assert [file.name for file in tmp_path.iterdir()] == ['log.csv']
 
@@ -475,6 +536,22 @@ def test_attributes_of_metadata_are_those_that_it_has(tmp_path):
     )
     with pytest.raises(InputError, match=message):
       prepare(config, tmp_path / 'dataset')
+
+
+def test_an_attribute_that_was_named_does_not_get_lost(tmp_path):
+  """Only an item that --k_core drops has a brand."""
+  items = tmp_path / 'items.csv'
+  items.write_text('i,brand\na,\nb,\nz,acme\n')
+  rows = [f'u{u},{i},{t}' for u in range(3) for t, i in enumerate('ababab')]
+  with pytest.raises(InputError, match='brand: no item that is left has a'):
+    make(
+      tmp_path,
+      [*rows, 'u0,z,9'],
+      items=str(items),
+      item_key='i',
+      item_attributes=('brand',),
+      k_core=2,
+    )
 
 
 def test_k_core_is_iterated(tmp_path):

@@ -146,7 +146,12 @@ def test_embed_batch_against_a_loop():
     np.testing.assert_allclose(
       inputs.history_NAW[n], item_vectors[batch['history'][n]]
     )
-  np.testing.assert_array_equal(inputs.valid_R, [True, True, False])
+  expected = np.array([[True] * 2, [True] * 2, [False] * 2])
+  np.testing.assert_array_equal(inputs.valid_RC, expected)
+  weight = np.float32([[1, 0], [1, 1], [1, 1]])
+  tables = jax.tree.map(jnp.asarray, tables)
+  inputs = embedding.embed_batch(tables, {**batch, 'weight': weight}, FEATURES)
+  np.testing.assert_array_equal(inputs.valid_RC, expected & (weight > 0))
   for name in ('segment_N', 'position_R', 'row_R'):
     np.testing.assert_array_equal(getattr(inputs, name), batch[name[:-2]])
 

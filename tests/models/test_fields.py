@@ -31,7 +31,7 @@ def hand_inputs():
     age_N=jnp.array([1, 0]),
     position_R=jnp.array([2, 0]),
     row_R=jnp.array([7, 8]),
-    valid_R=jnp.array([True, True]),
+    valid_RC=jnp.ones((2, 3), bool),
   )
 
 

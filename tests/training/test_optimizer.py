@@ -123,6 +123,25 @@ def test_the_average_by_hand():
       np.testing.assert_allclose(found, expected[name], rtol=1e-6)
 
 
+def test_features_may_have_the_names_of_what_the_optimizer_keeps():
+  tables = {name: np.ones(3, np.float32) for name in ('average', 'step_size')}
+  for config in (TrainConfig(ema_decay=0.5), TrainConfig(optimizer='adagrad')):
+    optimizer = make_optimizer(config, 100)
+    opt_state = optimizer.init({'tables': tables})
+    state = TrainState(jnp.zeros([]), {'tables': tables}, {}, opt_state)
+    found = evaluated_params(state)
+    jax.tree.map(np.testing.assert_array_equal, found, {'tables': tables})
+    changed = set_plateau_factor(opt_state, 0.25)
+    differing = [
+      float(new)
+      for old, new in zip(
+        jax.tree.leaves(opt_state), jax.tree.leaves(changed), strict=True
+      )
+      if not np.array_equal(old, new)
+    ]
+    assert differing == [0.25]
+
+
 def test_without_an_average_the_parameters_are_evaluated():
   optimizer = make_optimizer(TrainConfig(), 100)
   state = TrainState(jnp.zeros([]), PARAMS, {}, optimizer.init(PARAMS))

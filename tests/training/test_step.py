@@ -180,6 +180,39 @@ def test_examples_without_weight_change_nothing(dnn):
   assert float(c[1]['loss']) == pytest.approx(float(a[1]['loss']), rel=1e-6)
 
 
+def test_what_skip_above_drops_is_in_no_statistic(
+  dataset, small_config, random_state
+):
+  """Of Dice: neither its mean and variance nor, through them, a gradient."""
+  config = TrainConfig(optimizer='sgd', learning_rate=1.0, clip_norm=0.0)
+  settings = small_config('din', attention_activation='dice', activation='dice')
+  settings = dataclasses.replace(settings, dropout=0.0, table_l2=0.0)
+  model = make_model('din', settings)
+  optimizer = make_optimizer(config, 10)
+  step = jax.jit(make_train_step(model, dataset.features, optimizer, config))
+  batch = make_train_stream(dataset, BATCH_SIZE, seed=0).batch(0)
+  state = random_state(model, dataset, batch, optimizer)
+  weight, target = batch['weight'].copy(), batch['target'].copy()
+  weight[:, 2:] = 0
+  other = target.copy()
+  other[:, 2:] = np.roll(target[:, 2:], 1, axis=0)
+  assert (other != target).any()
+  a = step(state, batch | {'weight': weight})
+  b = step(state, batch | {'weight': weight, 'target': other})
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+    (a[0].params, a[0].stats),
+    (b[0].params, b[0].stats),
+  )
+  c = step(state, batch | {'target': other})
+  assert any(
+    not np.allclose(x, y, rtol=1e-4, atol=1e-5)
+    for x, y in zip(
+      jax.tree.leaves(a[0].stats), jax.tree.leaves(c[0].stats), strict=True
+    )
+  )
+
+
 def test_dropout_follows_the_step_and_the_seed(dnn):
   state, step, stream = dnn
   batch = stream.batch(0)
