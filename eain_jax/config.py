@@ -170,7 +170,8 @@ class PrepareConfig(Settings):
   skip_above: bool = setting(
     False,
     'Keep the positives and the negatives above the last positive of each '
-    'request (16-17). Without logged positions the order is simulated.',
+    'request (16-17). For next_item the order is simulated; of other tasks the '
+    'log must have positions.',
   )
   rating_threshold: float = setting(
     4.0, 'For --task=rating: the lowest rating that counts as positive.'
