@@ -778,12 +778,7 @@ def _read_metadata_files(
   table = pl.DataFrame(dict(zip(METADATA_ATTRIBUTES, columns, strict=True)))
   table = table.select(attributes or METADATA_ATTRIBUTES)
   without = [c.name for c in table if c.null_count() == table.height]
-  if without and attributes:
-    raise InputError(
-      f'--item_attributes={without[0]}: the metadata has none of any item of '
-      'the reviews'
-    )
-  # Nobody has named these, and each of the releases lacks some.
+  # Each of the releases lacks some.
   if without:
     notes.append(
       f'The metadata has no {", ".join(without)} of any item of the reviews: '
@@ -816,8 +811,7 @@ def read_amazon(
     metadata: files of item metadata, JSON or Python literals.
     options: how forgiving to be.
     folder: where events are kept while they are read; see `clean_events`.
-    attributes: some of METADATA_ATTRIBUTES, which the metadata must have; none:
-      all that it has.
+    attributes: some of METADATA_ATTRIBUTES; none: all of them.
 
   Returns:
     The events with these attributes of their items; and the rejected lines.

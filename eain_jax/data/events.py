@@ -391,7 +391,7 @@ def clean_events(
 
   A repeat has the user, item and timestamp of an earlier row, and its request
   and position where the log has those: a list may show an item twice. The
-  first source row stays.
+  first source row stays, or the first of label 1 where labels differ.
 
   Args:
     raw: events in source order.
@@ -537,11 +537,13 @@ def count_units(timestamp: np.ndarray) -> np.ndarray:
 
 
 def count_dates(timestamp: np.ndarray) -> int:
-  """How many are YYYYMMDD or YYYYMMDDhhmmss, from 1990 to 2100.
+  """How many are YYYYMMDD, with hhmm or hhmmss or without, of 1990 to 2100.
 
-  As seconds the first are of August 1970, as milliseconds the others of 2600.
+  As seconds the first are of August 1970, as milliseconds the others of 1976
+  and 2600.
   """
-  day = np.where(timestamp >= 10**13, timestamp // 10**6, timestamp)
+  day = np.where(timestamp >= 10**11, timestamp // 10**4, timestamp)
+  day = np.where(timestamp >= 10**13, timestamp // 10**6, day)
   year, month = day // 10_000, day // 100 % 100
   is_date = (year >= 1990) & (year <= 2100) & (month >= 1) & (month <= 12)
   return int(np.count_nonzero(is_date & (day % 100 >= 1) & (day % 100 <= 31)))

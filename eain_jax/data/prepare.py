@@ -167,7 +167,11 @@ def _choose_protocol(
   if config.skip_above and task != 'next_item' and not has_position:
     raise InputError(
       f'--skip_above of --task={task} needs the positions of what was shown: '
-      'name their column, --columns=..,position=..'
+      + (
+        'reviews have none, use --task=next_item'
+        if config.reviews
+        else 'name their column, --columns=..,position=..'
+      )
     )
   split = config.split
   if split == 'auto':
@@ -308,6 +312,29 @@ def _protocol_notes(task: str, split: str, config: PrepareConfig) -> list[str]:
   return notes
 
 
+def _lost_attributes(
+  config: PrepareConfig, log: EventLog, item_ids: Mapping[str, np.ndarray]
+) -> list[str]:
+  """Notes of attributes that are no features, for want of values.
+
+  Raises:
+    InputError: a log has none of a column that was named.
+  """
+  notes = []
+  for column in log.item_attributes:
+    if column.name in item_ids:
+      continue
+    if column.null_count() < len(column):
+      notes.append(
+        f'No item of a training event has a {column.name}: left out.'
+      )
+    elif config.items:
+      raise InputError(
+        f'--item_attributes={column.name}: no item that is left has a value'
+      )
+  return notes
+
+
 def _check_names(found: list[features.Feature]) -> None:
   """Feature names become names of files and tables, so they must be plain."""
   seen = set()
@@ -376,12 +403,8 @@ def prepare(config: PrepareConfig, output_dir: str | Path) -> dict[str, Any]:
     )
     all_features = [user_feature, *item_features, *context_features]
     _check_names(all_features)
-    for name in config.item_attributes:
-      if name not in item_ids:
-        raise InputError(
-          f'--item_attributes={name}: no item that is left has a value of it'
-        )
     notes = [*log.notes, *_protocol_notes(task, split, config)]
+    notes += _lost_attributes(config, log, item_ids)
     if len(context_names) < len(config.context):
       notes.append(
         'quarter is left out of --split=time: those of the test part are later '

@@ -51,6 +51,9 @@ BUFFERED_ROWS = 1 << 16
 # A string that can be looked up takes six times the memory of one that cannot.
 MAX_LOOKED_UP = 1 << 18
 
+# Of times that look like dates written as numbers; some may be for "never".
+DATES_FROM = 0.99
+
 
 def _inverse(order: np.ndarray) -> np.ndarray:
   """int32, the place of each in an order."""
@@ -298,9 +301,9 @@ class Spool:
       int64, with those times.
 
     Raises:
-      InputError: all of them are dates as YYYYMMDD or YYYYMMDDhhmmss.
+      InputError: nearly all of them are dates as YYYYMMDD or longer.
     """
-    if path and 0 < self._num_of_unit.sum() == self._num_dates:
+    if path and self._num_dates > DATES_FROM * self._num_of_unit.sum():
       raise InputError(
         f'{path}: the timestamps are dates written as numbers, such as '
         '20230115: write 2023-01-15, or seconds'

@@ -260,7 +260,7 @@ def fit_set_up(
     inputs = stack.enter_context(
       contextlib.closing(_Inputs(plan, int(state.step)))
     )
-    with stop.held(), stop.may_end(), plan.profile, _memory_told():
+    with stop.held(), stop.may_end(), plan.profile, _memory_told(plan):
       state, best = _run(plan, inputs, state, best, record)
     if setup.device_runner is not None:
       setup.device_runner.leave()
@@ -273,17 +273,22 @@ def fit_set_up(
 
 
 @contextlib.contextmanager
-def _memory_told() -> Iterator[None]:
+def _memory_told(plan: _Plan) -> Iterator[None]:
   """What the batches need beside the state is known when it is not there."""
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    raise BadSettings(
-      'the run does not fit into the memory of its device',
-      'lower --batch_size, or make the model smaller',
-    ) from error
+    reason = 'the run does not fit into the memory of its device'
+    advice = 'lower --batch_size, or make the model smaller, in another folder'
+    if plan.num_together > 1:
+      reason = f'{plan.num_together} runs do not fit into the memory together'
+      advice = 'use --seeds_at_once=1'
+    if jax.default_backend() == 'cpu':
+      # Which others use too: it may fit another time.
+      raise InputError(f'{reason}: {advice}') from error
+    raise BadSettings(reason, advice) from error
 
 
 def _claim(

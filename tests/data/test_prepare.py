@@ -509,6 +509,11 @@ def test_an_output_that_holds_something_is_left_alone(tmp_path):
       {},
       'dates written as numbers',
     ),
+    (
+      [f'{row[:4]}2014013{place % 2}2359' for place, row in enumerate(ROWS)],
+      {},
+      'dates written as numbers',
+    ),
     (ROWS, {'columns': ('user=u',)}, 'must name item, timestamp'),
     (ROWS, {'columns': (*COLUMNS, 'user=v')}, 'names user twice'),
     (ROWS, {'columns': ('user',)}, 'write it as name=column'),
@@ -543,7 +548,9 @@ def test_an_attribute_that_was_named_does_not_get_lost(tmp_path):
   items = tmp_path / 'items.csv'
   items.write_text('i,brand\na,\nb,\nz,acme\n')
   rows = [f'u{u},{i},{t}' for u in range(3) for t, i in enumerate('ababab')]
-  with pytest.raises(InputError, match='brand: no item that is left has a'):
+  with pytest.raises(
+    InputError, match='brand: no item that is left has a value'
+  ):
     make(
       tmp_path,
       [*rows, 'u0,z,9'],

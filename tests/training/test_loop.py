@@ -216,10 +216,17 @@ def test_a_loss_that_is_not_finite_is_one_sentence(dataset):
     run(dataset, 'dnn', config)
 
 
-def test_a_batch_that_does_not_fit_is_one_sentence(dataset, monkeypatch):
+@pytest.mark.parametrize(
+  ('platform', 'raised'), [('cpu', InputError), ('gpu', BadSettings)]
+)
+def test_a_batch_that_does_not_fit_is_one_sentence(
+  dataset, monkeypatch, platform, raised
+):
+  """A CPU's memory others use too, so the settings are not to blame."""
   set_up = loop.set_up
 
   def full(*args):
+    monkeypatch.setattr(jax, 'default_backend', lambda: platform)
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
 
   monkeypatch.setattr(
@@ -227,8 +234,9 @@ def test_a_batch_that_does_not_fit_is_one_sentence(dataset, monkeypatch):
     'set_up',
     lambda *args: dataclasses.replace(set_up(*args), train_step=full),
   )
-  with pytest.raises(BadSettings, match=r'not fit .*: lower --batch_size'):
+  with pytest.raises(raised, match=r'not fit .*: lower --batch_size') as caught:
     run(dataset, 'dnn', CONFIG)
+  assert type(caught.value) is raised
 
 
 def test_shuffled_labels_leave_nothing_to_learn(dataset):
