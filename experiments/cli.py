@@ -339,8 +339,10 @@ def run(main: Callable[[], None], *, takes_processes: bool = False) -> None:
         code = 1
       if code == STOPPED:
         stop.ignore()
-    # Threads of a save or of a disk that does not answer hold up nobody.
-    if code == 1 or (code not in (0, STOPPED) and is_joined):
+    # Threads of a save or of a disk that does not answer hold up nobody, and a
+    # compiler's threads outlive no interpreter that ends in order.
+    ends_in_order = code == 0 or (code == STOPPED if is_joined else code == 2)
+    if not ends_in_order:
       _end(code)
     sys.exit(code)
 

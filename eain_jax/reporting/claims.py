@@ -42,9 +42,12 @@ _ROUNDING = 0.001  # two printed figures, half a unit of the third decimal each
 Row = Mapping[str, Any]
 
 
-def signed(value: float) -> str:
-  """A difference with its sign, to 4 decimals, or 2 figures where smaller."""
-  if value == 0 or abs(value) >= 0.00005:
+def signed(value: float, half_width: float | None = None) -> str:
+  """A difference with its sign, to 4 decimals, or 2 figures where smaller.
+
+  Beside an interval that has decimals of its own 4 do in any case.
+  """
+  if value == 0 or max(abs(value), half_width or 0.0) >= 0.00005:
     return f'{value:+.4f}'
   return f'{value:+.1e}'
 

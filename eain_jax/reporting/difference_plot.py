@@ -41,7 +41,7 @@ def _draw(axes: Axes, place: int, difference: Mapping[str, Any]) -> None:
     zorder=3,
   )
   axes.annotate(
-    signed(mean),
+    signed(mean, difference['ci95']),
     (mean, place),
     xytext=(0, 8),
     textcoords='offset points',

@@ -131,7 +131,7 @@ def difference_text(difference: Mapping[str, Any] | None) -> str:
   """A signed mean, and ± half the width of its interval where there is one."""
   if difference is None or difference['mean'] is None:
     return ABSENT
-  text = signed(difference['mean'])
+  text = signed(difference['mean'], difference['ci95'])
   if difference['ci95'] is None:
     return text
   return f'{text} ± {difference["ci95"]:.4f}'

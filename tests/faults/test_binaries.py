@@ -81,7 +81,7 @@ def test_told_to_stop(start, world, whole, tmp_path, inject, said):
 def test_told_to_stop_within_a_compiler(start, world, tmp_path):
   """Which hears of nothing: where nothing is lost the process is ended."""
   work = tmp_path / 'run'
-  run = start(*train(world, work), inject='compilation:3:block')
+  run = start(*train(world, work), inject='compilation:2:block')
   wait_until(lambda: 'inject: blocks' in run.errors(), run)
   begin = time.monotonic()
   run.process.send_signal(signal.SIGTERM)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from eain_jax.artifacts import check_manifest
 from eain_jax.errors import InputError
+from eain_jax.reporting import document
 from eain_jax.reporting.ablation import (
   ablation_lines,
   ablation_report,
@@ -249,3 +250,10 @@ def test_what_is_no_ablation_of_this_dataset_is_refused(
   file.write_text(file.read_text().replace('0', '1', 1))
   with pytest.raises(InputError, match=r'ablation\.json was changed'):
     read_ablation(tmp_path, fingerprint)
+
+
+def test_a_small_difference_has_the_decimals_of_its_interval():
+  text = document.difference_text
+  assert text({'mean': 1.1e-5, 'ci95': 0.0011}) == '+0.0000 ± 0.0011'
+  assert text({'mean': -1.1e-5, 'ci95': None}) == '-1.1e-05'
+  assert text({'mean': 1.1e-5, 'ci95': 2e-6}) == '+1.1e-05 ± 0.0000'
