@@ -64,11 +64,7 @@ def files_of(name: str, config: DownloadConfig) -> tuple[RemoteFile, ...]:
 
 
 def commands(
-  name: str,
-  folder: Path,
-  files: Sequence[RemoteFile],
-  reviews: str,
-  protocol: str,
+  folder: Path, files: Sequence[RemoteFile], reviews: str, protocol: str
 ) -> list[str]:
   """The command that prepares the files by a protocol, and that for table 1."""
   dataset, table = folder / protocol, folder / f'table1_{protocol}'
@@ -83,7 +79,7 @@ def commands(
     prepare += PUBLISHED
     if len(files) > 1:
       prepare += ('--item_attributes=category',)
-    table1 += PUBLISHED_FLAGS.get(name, ())
+    table1 += PUBLISHED_FLAGS.get(folder.name, ())
   else:
     prepare += ('--split=last_out',)
   return [
@@ -111,8 +107,9 @@ def main() -> None:
     ('last_out', "# This library's protocol, with a validation set:"),
     ('published', '# As DIN and BARS do, to compare with their numbers only:'),
   ):
-    printed = commands(DATASET.value, folder, files, config.reviews, protocol)
-    print('', what, *printed, sep='\n')
+    print(
+      '', what, *commands(folder, files, config.reviews, protocol), sep='\n'
+    )
 
 
 if __name__ == '__main__':

@@ -291,21 +291,22 @@ def context_values(
 
 
 def context_codes(
-  log: EventLog, name: str, request: np.ndarray | None = None
+  log: EventLog, name: str, begin: np.ndarray | None = None
 ) -> np.ndarray:
   """int32 [N] codes, -1 for none, of some whole users' events.
 
   Args:
     log: the events.
     name: of the feature.
-    request: int32 [N], numbered from 0; a request's rows are asked for at one
+    begin: int64 [N] of `begins`, for a request's rows are asked for at one
       time. None: each event is a request.
   """
   if name in log.context:
     return log.context[name].codes
   if name == 'gap':
-    begin = np.arange(len(log.user))
-    return _gap_buckets(log, begin if request is None else begins(request))
+    return _gap_buckets(
+      log, np.arange(len(log.user)) if begin is None else begin
+    )
   return time_codes(log.timestamp, name)
 
 

@@ -244,15 +244,16 @@ def _write_examples(
   for block in user_blocks(log, survey.user_start):
     events, first = block.log, block.rows.start
     request = survey.requests(block.rows)
+    begin = None if task == 'next_item' else features.begins(request)
     for name, ids in id_of_code.items():
-      codes = features.context_codes(events, name, request)
+      codes = features.context_codes(events, name, begin)
       writer.append(f'context.{name}', ids[codes])
     label = _labels(config, events, task)
     # Of next_item an event's history ends where the event stands; else a
     # request is judged with what its user did before it, never within it.
     history_end = np.arange(first, block.rows.stop)
-    if task != 'next_item':
-      history_end = first + features.begins(request)
+    if begin is not None:
+      history_end = first + begin
     if task == 'logged':
       before = num_positives + np.concatenate([[0], np.cumsum(label == 1)])
       writer.append('history.event', first + np.flatnonzero(label == 1))

@@ -131,8 +131,9 @@ def survey_events(
       events.user[is_train] - users.start, minlength=users.stop - users.start
     )
     item_count += np.bincount(events.item[is_train], minlength=len(log.items))
+    begin = None if request is None else features.begins(asked)
     for name, values in context.items():
-      code = features.context_codes(events, name, asked) + 1
+      code = features.context_codes(events, name, begin) + 1
       seen[name] += np.bincount(code, minlength=len(values) + 1)
       count[name] += np.bincount(code[is_train], minlength=len(values) + 1)
     bounds += [int(events.timestamp.min()), int(events.timestamp.max())]

@@ -28,13 +28,18 @@ from eain_jax.training.run_set import Run
 
 def _group_runs(runs: Iterable[Run], fingerprint: str) -> dict[str, list[Run]]:
   """Runs by model in the table's order, by seed within; checked."""
-  by_model: dict[str, list[Run]] = {}
-  for run in sorted(runs, key=lambda run: (_place(run.model), run.seed)):
-    by_model.setdefault(run.model, []).append(run)
+  by_model = _by_model(runs)
   if not by_model:
     raise ValueError('runs is empty: there is nothing to tabulate')
   for model, group in by_model.items():
     check_runs(model, group, fingerprint)
+  return by_model
+
+
+def _by_model(runs: Iterable[Run]) -> dict[str, list[Run]]:
+  by_model: dict[str, list[Run]] = {}
+  for run in sorted(runs, key=lambda run: (_place(run.model), run.seed)):
+    by_model.setdefault(run.model, []).append(run)
   return by_model
 
 
@@ -242,7 +247,4 @@ def build_table1(
 
 def training_times(runs: Iterable[Run]) -> dict[str, Any]:
   """By model what the training of each seed took; see `times_of_rows`."""
-  groups: dict[str, list[Run]] = {}
-  for run in sorted(runs, key=lambda run: (_place(run.model), run.seed)):
-    groups.setdefault(run.model, []).append(run)
-  return times_of_rows(groups)
+  return times_of_rows(_by_model(runs))

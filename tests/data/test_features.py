@@ -173,7 +173,7 @@ def test_a_gap_is_that_of_the_whole_request():
   )
   # The log lists the rows of requests 1 and 2 in turn.
   request = np.int32([0, 0, 1, 2, 1, 2, 3, 4, 4])
-  codes = features.context_codes(log, 'gap', request)
+  codes = features.context_codes(log, 'gap', features.begins(request))
   names = features.TIME_VALUES['gap']
   first = 'first event'
   assert [names[code] for code in codes] == [

@@ -189,7 +189,7 @@ def test_electronics_is_printed_as_the_file_of_flags_prepares_it():
       '-c',
       'from pathlib import Path; from experiments import download as d\n'
       'files = d.dataset_files("electronics_2014")\n'
-      'of = "electronics_2014", Path("x"), files, "5core", "published"\n'
+      'of = Path("electronics_2014"), files, "5core", "published"\n'
       'print(*d.commands(*of), sep="\\n")',
     ],
     cwd=ROOT,
