@@ -29,6 +29,7 @@ from eain_jax.config import (
 from eain_jax.data.dataset import Dataset
 from eain_jax.data.workload import make_workload
 from eain_jax.errors import InputError
+from eain_jax.training.device_memory import is_out_of_memory
 
 _DEVICE_MEMORY = ('bytes_in_use', 'peak_bytes_in_use', 'bytes_limit')
 
@@ -167,6 +168,6 @@ def row_or_reason(
   except InputError as error:
     return str(error)
   except jax.errors.JaxRuntimeError as error:
-    if 'RESOURCE_EXHAUSTED' not in str(error):
+    if not is_out_of_memory(error):
       raise
     return f'{title} does not fit into the memory of the device'

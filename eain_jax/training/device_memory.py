@@ -86,6 +86,11 @@ def bytes_of_run(
   return both + (2 * whole if placement.cuts_tables else both)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+  """Whether a JaxRuntimeError says that a device had no room."""
+  return 'RESOURCE_EXHAUSTED' in str(error)
+
+
 def check_memory(
   state: TrainState,
   placement: Placement,

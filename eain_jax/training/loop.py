@@ -32,7 +32,7 @@ from eain_jax.training.agreement import AgreedBatches
 from eain_jax.training.checkpoint import Checkpoints
 from eain_jax.training.checksums import not_finite_error, take_checksums
 from eain_jax.training.device_data import STEPS_A_CALL
-from eain_jax.training.device_memory import check_memory
+from eain_jax.training.device_memory import check_memory, is_out_of_memory
 from eain_jax.training.memory import release_freed_memory
 from eain_jax.training.optimizer import evaluated_params, set_plateau_factor
 from eain_jax.training.parallel import Placement
@@ -278,7 +278,7 @@ def _memory_told(plan: _Plan) -> Iterator[None]:
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
-    if 'RESOURCE_EXHAUSTED' not in str(error):
+    if not is_out_of_memory(error):
       raise
     reason = 'the run does not fit into the memory of its device'
     advice = 'lower --batch_size, or make the model smaller, in another folder'
