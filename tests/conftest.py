@@ -185,6 +185,8 @@ def randomized():
 
     def draw(path, leaf):
       name = path[-1].key
+      if leaf.dtype == jnp.int32:  # Steps that Dice has counted.
+        return np.int32(2_000)
       if name == 'variance':
         return rng.uniform(0.5, 2.0, leaf.shape).astype(np.float32)
       scale = table_stddev if path[1].key == 'tables' else 0.5

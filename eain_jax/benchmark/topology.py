@@ -139,7 +139,9 @@ class Job:
 
   @property
   def features(self) -> tuple[Feature, ...]:
-    return workload_features(self.workload)
+    """Those that the model has tables of."""
+    model = make_model(self.model_name, self.model_config)
+    return model.reads(workload_features(self.workload))
 
   @property
   def num_candidates(self) -> int:
@@ -381,7 +383,10 @@ def predict(
     'step_ms': 1e3 * step,
     'ex_s': examples / step,
     'state_bytes': int(state),
-    'fits': bool(state + program['temporary_bytes'] <= chip.memory_bytes),
+    # Of the batch, or of gradients of a part of the tables, whichever is more.
+    'fits': bool(
+      state + max(work, share) * program['temporary_bytes'] <= chip.memory_bytes
+    ),
   }
 
 
@@ -449,8 +454,3 @@ def predict_topology(
     'weak': weak,
     'assumptions': list(ASSUMPTIONS),
   }
-
-
-def self_length(job: Job) -> int:
-  """Items that a request names."""
-  return job.workload.history_length + job.num_candidates

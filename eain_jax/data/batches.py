@@ -44,7 +44,8 @@ from eain_jax.data.row_plan import (
 from eain_jax.errors import InputError
 
 # A batch is a dict of arrays, R requests of C candidates, U items, N events:
-#   items      {feature: int32 [U] or [U, W]}  the distinct items; 0 is padding
+#   items      {feature: int32 [U] or [U, W]}  the distinct items; 0 is padding;
+#              here and of context those features that have a table
 #   user       int32 [R]
 #   context    {feature: int32 [R]}
 #   target     int32 [R, C]   row of items
@@ -58,7 +59,8 @@ from eain_jax.errors import InputError
 #   key        uint32 [2]     of training: the run's key, for dropout; data, so
 #              that runs of all seeds are one program
 #   rows       {feature: int32 [Q]}  where they are planned, the rows of each
-#              table that the batch touches; ids are then places in them. Of
+#              table that the batch touches; ids are then places in them, but
+#              for those of users where they have no table. Of
 #              tables that are cut over D devices int32 [D, C], see `row_plan`
 # Stacked, every array has a leading axis over shards.
 Batch = dict
@@ -210,6 +212,8 @@ class Packer:
     num_requests: R, rows a shard; fewer are padded with weight 0.
     base_events: smallest static size of N.
     base_items: smallest static size of U.
+    features: that have a table, the item's own among them; a batch has no
+      others.
     base_capacity: by feature the smallest static C of an exchange.
     find: finds distinct values.
   """
@@ -220,6 +224,7 @@ class Packer:
   num_requests: int
   base_events: int
   base_items: int
+  features: Sequence[Feature]
   base_capacity: Mapping[str, int] = dataclasses.field(default_factory=dict)
   find: DistinctFinder = dataclasses.field(default_factory=DistinctFinder)
 
@@ -254,6 +259,7 @@ class Packer:
     dataset, size = self.dataset, self.num_requests
     event = self.part.event[rows]
     user = dataset.user[event]
+    of_kind = lambda kind: [f.name for f in self.features if f.kind == kind]
     start, end = self.history_range(rows)
     entry, segment = segment_ranges(start, end)
     if dataset.history_event is not None:
@@ -263,7 +269,7 @@ class Packer:
     requests = Requests(
       items_RC,
       dataset.user_ids[user],
-      {name: ids[event] for name, ids in dataset.context_ids.items()},
+      {name: dataset.context_ids[name][event] for name in of_kind('context')},
       dataset.item[entry],
       segment,
       day[segment] - dataset.timestamp[entry] // SECONDS_PER_DAY,
@@ -271,7 +277,7 @@ class Packer:
     )
     batch = pack_requests(
       requests,
-      dataset.item_ids,
+      {name: dataset.item_ids[name] for name in of_kind('item')},
       size,
       lambda needed: (
         num_events
@@ -306,7 +312,7 @@ class Packer:
         owned_rows(feature.num_rows, num_owners),
         CAPACITY_MULTIPLE,
       )
-      for feature in self.dataset.features
+      for feature in self.features
     }
 
 
@@ -363,11 +369,15 @@ def _base_items(
 
 
 def _make_packer(
-  dataset: Dataset, part: Part, num_requests: int, num_candidates: int
+  dataset: Dataset,
+  part: Part,
+  num_requests: int,
+  num_candidates: int,
+  features: Sequence[Feature],
 ) -> Packer:
   """A packer whose smallest sizes hold nearly every batch of the part."""
   history_length = dataset.config.history_length
-  packer = Packer(dataset, part, history_length, num_requests, 0, 0)
+  packer = Packer(dataset, part, history_length, num_requests, 0, 0, features)
   size = min(len(part), max(65_536, 4 * num_requests))
   rows = permute_index(np.arange(size), len(part), len(part))
   most_events = num_requests * history_length
@@ -467,7 +477,7 @@ def shapes_of_batch(
   """Shapes and types of one shard's batch that plans an exchange.
 
   Args:
-    features: of the dataset.
+    features: that have a table.
     num_requests: R.
     num_candidates: C.
     sizes: the rest.
@@ -524,7 +534,7 @@ def _assemble(
       made[number] = pack(
         shards.own[number], num_events=num_events, num_items=num_items
       )
-  features = packer.dataset.features
+  features = packer.features
   if shards.plan == 'rows':
     made = [plan_rows(batch, features, packer.find) for batch in made]
   elif shards.plan == 'exchange':
@@ -659,7 +669,7 @@ class TrainStream:
   def planned(self) -> dict[str, int]:
     """Rows of each feature's table that most batches plan, Q."""
     packer, sizes = self.packer, {}
-    for feature in packer.dataset.features:
+    for feature in packer.features:
       num_ids = packer.num_requests
       if feature.kind == 'item':
         num_ids = packer.base_items * feature.max_values
@@ -668,7 +678,11 @@ class TrainStream:
 
 
 def make_train_stream(
-  dataset: Dataset, batch_size: int, seed: int, shards: Shards = Shards()
+  dataset: Dataset,
+  batch_size: int,
+  seed: int,
+  shards: Shards = Shards(),
+  features: Sequence[Feature] | None = None,
 ) -> TrainStream:
   """The training batches of a dataset.
 
@@ -678,6 +692,7 @@ def make_train_stream(
       requests.
     seed: of the order, the negatives and the key.
     shards: parts that a batch is cut into, one a device.
+    features: that have a table; None: all of the dataset.
 
   Raises:
     ValueError: batch_size holds less than one request a shard, or the seed is
@@ -695,7 +710,11 @@ def make_train_stream(
       f'{num_candidates} examples, too few for {shards.count} device(s)'
     )
   packer = _make_packer(
-    dataset, part, -(-num_requests // shards.count), num_candidates
+    dataset,
+    part,
+    -(-num_requests // shards.count),
+    num_candidates,
+    dataset.features if features is None else features,
   )
   stream = TrainStream(
     packer,
@@ -714,7 +733,7 @@ def make_train_stream(
   for step in range(min(2, stream.steps_per_epoch)):
     rows, items, label, weight = first.examples(step, 0, size)
     batch = packer.pack(rows, items, label, weight, 0)
-    found.append(find_rows(batch, dataset.features, packer.find))
+    found.append(find_rows(batch, packer.features, packer.find))
   packer = dataclasses.replace(
     packer, base_capacity=_base_capacity(found, shards.count)
   )
@@ -771,7 +790,11 @@ class EvalStream:
 
 
 def _evaluation_packer(
-  dataset: Dataset, part: Part, num_requests: int, num_candidates: int
+  dataset: Dataset,
+  part: Part,
+  num_requests: int,
+  num_candidates: int,
+  features: Sequence[Feature],
 ) -> Packer:
   """A packer with one static shape for all batches of a part.
 
@@ -779,7 +802,7 @@ def _evaluation_packer(
   training, which meets random ones for ever, takes what nearly all stay below.
   """
   history_length = dataset.config.history_length
-  packer = Packer(dataset, part, history_length, num_requests, 0, 0)
+  packer = Packer(dataset, part, history_length, num_requests, 0, 0, features)
   start, end = packer.history_range(np.arange(len(part)))
   first = np.arange(0, len(part), num_requests)
   most_events = int(np.add.reduceat(end - start, first).max())
@@ -797,6 +820,7 @@ def make_eval_stream(
   batch_size: int,
   max_negatives: int | None = None,
   shards: Shards = Shards(),
+  features: Sequence[Feature] | None = None,
 ) -> EvalStream:
   """The evaluation batches of a part, about `batch_size` examples each.
 
@@ -806,6 +830,7 @@ def make_eval_stream(
     batch_size: examples a batch, over all shards.
     max_negatives: takes only the first so many candidates of each request.
     shards: parts that a batch is cut into, one a device.
+    features: that have a table; None: all of the dataset.
   """
   part = dataset.parts[part_name]
   num_candidates = 1
@@ -815,7 +840,11 @@ def make_eval_stream(
       num_candidates = min(num_candidates, 1 + max_negatives)
   num_requests = min(max(1, batch_size // num_candidates), len(part))
   packer = _evaluation_packer(
-    dataset, part, -(-num_requests // shards.count), num_candidates
+    dataset,
+    part,
+    -(-num_requests // shards.count),
+    num_candidates,
+    dataset.features if features is None else features,
   )
   return EvalStream(packer, num_candidates, shards)
 

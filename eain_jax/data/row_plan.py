@@ -81,7 +81,13 @@ class RowsOfShard:
 def find_rows(
   batch: Mapping, features: Sequence[Feature], find: DistinctFinder
 ) -> RowsOfShard:
-  """The rows of one shard's batch; see `data.batches`."""
+  """The rows of one shard's batch; see `data.batches`.
+
+  Args:
+    batch: of one shard.
+    features: that have a table.
+    find: finds distinct values.
+  """
   distinct, place = {}, {}
   for feature in features:
     if feature.kind == 'item':
@@ -111,7 +117,8 @@ def _with_ids(
     'rows': rows,
     'items': pick('item'),
     'context': pick('context'),
-    'user': next(iter(pick('user').values())),
+    # Where users have no table their ids stay: who has one is no padding.
+    'user': local.get('user', batch['user']),
   }
 
 
@@ -122,7 +129,7 @@ def plan_rows(
 
   Args:
     batch: of `data.batches`, one shard.
-    features: of the dataset.
+    features: that have a table, all of the batch's items and context.
     find: finds distinct values.
 
   Returns:
@@ -161,7 +168,7 @@ def plan_exchange(
 
   Args:
     batch: of `data.batches`, one shard.
-    features: of the dataset.
+    features: that have a table, all of the batch's items and context.
     found: its rows.
     num_owners: D.
     capacity: by feature C, at least `most_of_an_owner`.

@@ -74,9 +74,11 @@ def make_sow(
     [B, P], the mean |M| over D.
   """
 
+  read = model.reads(features)
+
   @jax.jit
   def sow(params, stats, batch):
-    inputs = embed_batch(params['tables'], batch, features, model.compute_dtype)
+    inputs = embed_batch(params['tables'], batch, read, model.compute_dtype)
     variables = {'params': params['net'], 'stats': stats}
     logit_RC, found = cast(
       tuple[jax.Array, Mapping[str, Any]],
@@ -112,7 +114,13 @@ def make_look(
 
   sow = make_sow(dataset.features, model)
   packer = Packer(
-    dataset, part, dataset.config.history_length, _PAIRS_A_BATCH, 0, 0
+    dataset,
+    part,
+    dataset.config.history_length,
+    _PAIRS_A_BATCH,
+    0,
+    0,
+    model.reads(dataset.features),
   )
 
   def look(row_B: np.ndarray, item_B: np.ndarray) -> Sown:
@@ -280,12 +288,10 @@ class _Inside:
     self.dataset, self.part = dataset, dataset.parts['test']
     config = model.config
     self.is_share = config.use_softmax
-    self.fields = field_names(
-      dataset.features, config.use_user, config.use_context
-    )
+    self.fields = field_names(model.reads(dataset.features))
     self._look = make_look(dataset, model, params, stats, self.part)
     length = dataset.config.history_length
-    self._packer = Packer(dataset, self.part, length, 1, 0, 0)
+    self._packer = Packer(dataset, self.part, length, 1, 0, 0, ())
     self.rows = _in_hash_order(np.flatnonzero(self.part.label == 1))
 
   def _history(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

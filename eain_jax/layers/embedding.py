@@ -21,7 +21,7 @@ class EmbeddedBatch:
   """The embedded inputs of a batch; see `layers` for the axis letters.
 
   Attributes:
-    user_RW: the users.
+    user_RW: the users; None where their ids have no table.
     target_RCAW: the candidates' item features.
     history_NAW: the packed history events' item features.
     context_RKW: the context features.
@@ -32,7 +32,7 @@ class EmbeddedBatch:
     valid_RC: bool, False for padding, and in training for what (17) drops.
   """
 
-  user_RW: jax.Array
+  user_RW: jax.Array | None
   target_RCAW: jax.Array
   history_NAW: jax.Array
   context_RKW: jax.Array
@@ -112,7 +112,7 @@ def embed_batch(
   Args:
     tables: [V, W] by feature name.
     batch: the arrays of one shard.
-    features: the dataset's features.
+    features: those that have a table, at least one of them of items.
     compute_dtype: of the result; tables stay float32.
 
   Returns:
@@ -128,12 +128,14 @@ def embed_batch(
     ],
     axis=1,
   ).astype(compute_dtype)
-  user_RW = embed(tables['user'], batch['user']).astype(compute_dtype)
+  user_RW = None
+  if of_kind('user'):
+    user_RW = embed(tables['user'], batch['user']).astype(compute_dtype)
   context = [
     embed(tables[f.name], batch['context'][f.name]).astype(compute_dtype)
     for f in of_kind('context')
   ]
-  num_requests, width = user_RW.shape
+  num_requests, width = batch['user'].shape[0], item_UAW.shape[-1]
   # Every real user has an id, unknown ones too; an export knows no weights.
   valid_RC = batch['user'][:, None] > 0
   if 'weight' in batch:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 ACTIVATIONS = ('relu', 'dice', 'prelu', 'sigmoid')
-STATISTICS_MOMENTUM = 0.99
+STATISTICS_DECAY = 0.99
 
 
 def _mix(x: jax.Array) -> jax.Array:
@@ -104,7 +104,8 @@ class Dice(nn.Module):
 
   m and s are the mean and the standard deviation of the batch's valid rows
   in training and their moving averages else, so a score never depends on its
-  neighbours.
+  neighbours. Early batches count less back, min(.99, (1 + t) / (10 + t)), or
+  the averages would be the initial 0 and 1 for hundreds of steps.
 
   Attributes:
     axis_name: mapped axis over which the statistics are taken.
@@ -121,20 +122,25 @@ class Dice(nn.Module):
     alpha_H = self.param('alpha', nn.initializers.zeros, dim)
     mean = self.variable('stats', 'mean', jnp.zeros, dim)
     variance = self.variable('stats', 'variance', jnp.ones, dim)
+    count = self.variable('stats', 'count', jnp.zeros, (), jnp.int32)
     x_NH = jnp.asarray(x, jnp.float32).reshape(-1, *dim)
     if train:
       weight_N = valid.reshape(-1).astype(jnp.float32)
-      count = weight_N.sum()
+      total = weight_N.sum()
       if self.axis_name:
-        count = jax.lax.psum(count, self.axis_name)
-      share_N = weight_N / jnp.maximum(count, 1.0)
+        total = jax.lax.psum(total, self.axis_name)
+      share_N = weight_N / jnp.maximum(total, 1.0)
       out_NH, mean_H, variance_H = _batch_dice(
         x_NH, alpha_H, share_N, self.epsilon, self.axis_name
       )
       if not self.is_initializing():
-        keep = STATISTICS_MOMENTUM
+        step = count.value.astype(jnp.float32)
+        keep = jnp.minimum(STATISTICS_DECAY, (1 + step) / (10 + step))
+        # A batch without a valid row has no statistics.
+        keep = jnp.where(total > 0, keep, 1.0)
         mean.value = keep * mean.value + (1 - keep) * mean_H
         variance.value = keep * variance.value + (1 - keep) * variance_H
+        count.value += (total > 0).astype(jnp.int32)
     else:
       inverse_H = jax.lax.rsqrt(variance.value + self.epsilon)
       z_NH = (x_NH - mean.value[None]) * inverse_H[None]

@@ -1,6 +1,7 @@
 """EAIN and the models that it is compared with.
 
-A model is the width of its tables and a Linen module over embedded inputs.
+A model is the features that it reads, the width of their tables and a Linen
+module over embedded inputs.
 """
 
 from eain_jax.config import MODEL_CONFIGS, ModelConfig

@@ -1,14 +1,18 @@
 """DeepFM (arXiv 1703.04247): first order + FM + MLP on shared embeddings."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from eain_jax.config import DeepFMConfig
+from eain_jax.data.features import Feature
 from eain_jax.layers.embedding import EmbeddedBatch
 from eain_jax.layers.mlp import MLP
 from eain_jax.models.fields import (
   example_rows,
+  features_read,
   first_order,
   make_fields,
   per_example,
@@ -43,6 +47,10 @@ class DeepFM(nn.Module):
   def compute_dtype(self) -> str:
     return self.config.compute_dtype
 
+  def reads(self, features: Sequence[Feature]) -> tuple[Feature, ...]:
+    """Of a dataset's features those that have a table."""
+    return features_read(features, self.config.use_user)
+
   @nn.compact
   def __call__(self, inputs: EmbeddedBatch, train: bool = False) -> jax.Array:
     """float32 logits [R, C]."""
@@ -50,7 +58,7 @@ class DeepFM(nn.Module):
     dim = config.embedding_dim
     pooled_RE = pooled_history(inputs, dim)
     fields_BFD = make_fields(
-      inputs, per_example(pooled_RE, inputs.shape_RC[1]), dim, config.use_user
+      inputs, per_example(pooled_RE, inputs.shape_RC[1]), dim
     )
     deep_B = MLP(
       config.mlp,
@@ -66,4 +74,4 @@ class DeepFM(nn.Module):
       train,
     )
     logit_RC = (deep_B + fm_second_order(fields_BFD)).reshape(inputs.shape_RC)
-    return logit_RC + first_order(inputs, dim, config.use_user)
+    return logit_RC + first_order(inputs, dim)

@@ -1,14 +1,18 @@
 """DIN (arXiv 1706.06978): the MLP with target attention over the history."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 
 from eain_jax.config import DinConfig
+from eain_jax.data.features import Feature
 from eain_jax.layers.attention import ActivationUnit
 from eain_jax.layers.embedding import EmbeddedBatch
 from eain_jax.layers.mlp import MLP
 from eain_jax.models.fields import (
   example_rows,
+  features_read,
   flat_history,
   flat_target,
   make_fields,
@@ -34,6 +38,10 @@ class DIN(nn.Module):
   def compute_dtype(self) -> str:
     return self.config.compute_dtype
 
+  def reads(self, features: Sequence[Feature]) -> tuple[Feature, ...]:
+    """Of a dataset's features those that have a table."""
+    return features_read(features, self.config.use_user)
+
   @nn.compact
   def __call__(self, inputs: EmbeddedBatch, train: bool = False) -> jax.Array:
     """float32 logits [R, C]."""
@@ -54,7 +62,7 @@ class DIN(nn.Module):
       inputs.valid_RC,
     )
     h_u_BE = h_u_RCE.reshape(-1, h_u_RCE.shape[-1])
-    fields_BFD = make_fields(inputs, h_u_BE, dim, config.use_user)
+    fields_BFD = make_fields(inputs, h_u_BE, dim)
     logit_B = MLP(
       config.mlp,
       config.activation,

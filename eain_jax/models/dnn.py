@@ -1,13 +1,17 @@
 """DNN: an MLP over the concatenated fields, the history as its mean."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 
 from eain_jax.config import DnnConfig
+from eain_jax.data.features import Feature
 from eain_jax.layers.embedding import EmbeddedBatch
 from eain_jax.layers.mlp import MLP
 from eain_jax.models.fields import (
   example_rows,
+  features_read,
   make_fields,
   per_example,
   pooled_history,
@@ -33,16 +37,17 @@ class DNN(nn.Module):
   def compute_dtype(self) -> str:
     return self.config.compute_dtype
 
+  def reads(self, features: Sequence[Feature]) -> tuple[Feature, ...]:
+    """Of a dataset's features those that have a table."""
+    return features_read(features, self.config.use_user)
+
   @nn.compact
   def __call__(self, inputs: EmbeddedBatch, train: bool = False) -> jax.Array:
     """float32 logits [R, C]."""
     config = self.config
     pooled_RE = pooled_history(inputs, config.embedding_dim)
     fields_BFD = make_fields(
-      inputs,
-      per_example(pooled_RE, inputs.shape_RC[1]),
-      config.embedding_dim,
-      config.use_user,
+      inputs, per_example(pooled_RE, inputs.shape_RC[1]), config.embedding_dim
     )
     logit_B = MLP(
       config.mlp,

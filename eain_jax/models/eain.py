@@ -6,11 +6,14 @@ h_u, position t --PAIM--> h_final            +------------+-------------+
                              +----------------------------+--> MLP --> logit
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from eain_jax.config import EainConfig
+from eain_jax.data.features import Feature
 from eain_jax.layers.attention import AdditiveAttention
 from eain_jax.layers.embedding import EmbeddedBatch
 from eain_jax.layers.mask_block import MaskBlock
@@ -19,13 +22,13 @@ from eain_jax.layers.position_cross import PositionAwareInteraction
 from eain_jax.layers.squeeze_excitation import SqueezeExcitation
 from eain_jax.models.fields import (
   example_rows,
+  features_read,
   first_order,
   flat_history,
   flat_target,
   make_fields,
   per_example,
   pooled_history,
-  without_context,
 )
 
 
@@ -48,12 +51,15 @@ class EAIN(nn.Module):
   def compute_dtype(self) -> str:
     return self.config.compute_dtype
 
+  def reads(self, features: Sequence[Feature]) -> tuple[Feature, ...]:
+    """Of a dataset's features those that have a table."""
+    config = self.config
+    return features_read(features, config.use_user, config.use_context)
+
   @nn.compact
   def __call__(self, inputs: EmbeddedBatch, train: bool = False) -> jax.Array:
     """float32 logits [R, C]."""
     config = self.config
-    if not config.use_context:
-      inputs = without_context(inputs)
     dim, dtype = config.embedding_dim, config.compute_dtype
     num_candidates = inputs.shape_RC[1]
     target_RCE = flat_target(inputs, dim)
@@ -70,7 +76,7 @@ class EAIN(nn.Module):
     else:
       h_u_BE = per_example(pooled_history(inputs, dim), num_candidates)
 
-    fields_BFD = make_fields(inputs, h_u_BE, dim, config.use_user)
+    fields_BFD = make_fields(inputs, h_u_BE, dim)
     batch = fields_BFD.shape[0]
     raw_BX = fields_BFD.reshape(batch, -1)
     if config.use_se:
@@ -112,5 +118,5 @@ class EAIN(nn.Module):
     )
     logit_RC = logit_B.reshape(inputs.shape_RC)
     if config.use_linear:
-      logit_RC += first_order(inputs, dim, config.use_user)
+      logit_RC += first_order(inputs, dim)
     return logit_RC

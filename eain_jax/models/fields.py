@@ -1,6 +1,5 @@
 """What the models see of a batch: examples, fields, first-order weights."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -24,11 +23,6 @@ def example_rows(inputs: EmbeddedBatch) -> jax.Array:
   return row_RC.reshape(-1)
 
 
-def without_context(inputs: EmbeddedBatch) -> EmbeddedBatch:
-  """The inputs with no context features, K = 0."""
-  return dataclasses.replace(inputs, context_RKW=inputs.context_RKW[:, :0])
-
-
 def flat_history(inputs: EmbeddedBatch, dim: int) -> jax.Array:
   """[N, E]: the first `dim` columns of each event's features, concatenated."""
   history_NAD = inputs.history_NAW[..., :dim]
@@ -49,9 +43,12 @@ def pooled_history(inputs: EmbeddedBatch, dim: int) -> jax.Array:
 
 
 def make_fields(
-  inputs: EmbeddedBatch, h_u_BE: jax.Array, dim: int, use_user: bool
+  inputs: EmbeddedBatch, h_u_BE: jax.Array, dim: int
 ) -> jax.Array:
-  """[B, F, D]: user, target features, parts of h_u, context features."""
+  """[B, F, D]: user, target features, parts of h_u, context features.
+
+  Where users have no table there is no field of theirs.
+  """
   num_requests, num_candidates = inputs.shape_RC
   batch = num_requests * num_candidates
   target_BAD = inputs.target_RCAW[..., :dim].reshape(batch, -1, dim)
@@ -60,29 +57,36 @@ def make_fields(
     h_u_BE.reshape(batch, -1, dim),
     per_example(inputs.context_RKW[..., :dim], num_candidates),
   ]
-  if use_user:
+  if inputs.user_RW is not None:
     user_R1D = inputs.user_RW[:, None, :dim]
     fields.insert(0, per_example(user_R1D, num_candidates))
   return jnp.concatenate(fields, axis=1)
 
 
-def field_names(
-  features: Sequence[Feature], use_user: bool, use_context: bool = True
-) -> list[str]:
-  """The names of the fields of `make_fields`, in their order: [F]."""
-  of_kind = lambda kind: [f.name for f in features if f.kind == kind]
-  names = [
+def field_names(read: Sequence[Feature]) -> list[str]:
+  """The names of the fields of `make_fields`, in their order: [F].
+
+  Args:
+    read: features that the model has tables of.
+  """
+  of_kind = lambda kind: [f.name for f in read if f.kind == kind]
+  return [
+    *of_kind('user'),
     *of_kind('item'),
     *(f'history {name}' for name in of_kind('item')),
+    *of_kind('context'),
   ]
-  if use_context:
-    names += of_kind('context')
-  return ['user', *names] if use_user else names
 
 
-def first_order(
-  inputs: EmbeddedBatch, column: int, use_user: bool
-) -> jax.Array:
+def features_read(
+  features: Sequence[Feature], use_user: bool, use_context: bool = True
+) -> tuple[Feature, ...]:
+  """Those that are an input; a model has tables of these alone."""
+  read = {'item': True, 'user': use_user, 'context': use_context}
+  return tuple(f for f in features if read[f.kind])
+
+
+def first_order(inputs: EmbeddedBatch, column: int) -> jax.Array:
   """float32 [R, C]: the sum of one weight a feature value, found in `column`.
 
   The history counts as the mean of its events' weights.
@@ -92,6 +96,6 @@ def first_order(
     weight(inputs.history_NAW), inputs.segment_N, inputs.shape_RC[0]
   )
   request_R = pooled_RA.sum(-1) + weight(inputs.context_RKW).sum(-1)
-  if use_user:
+  if inputs.user_RW is not None:
     request_R += weight(inputs.user_RW)
   return weight(inputs.target_RCAW).sum(-1) + request_R[:, None]

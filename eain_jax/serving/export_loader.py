@@ -51,9 +51,10 @@ def load():
   start = 8 + int.from_bytes(data[:8], 'little')
   entries, data = json.loads(data[8:start]), memoryview(data)[start:]
   params = {
-    name: np.frombuffer(data[slice(*entry['data_offsets'])], '<f4').reshape(
-      entry['shape']
-    )
+    name: np.frombuffer(
+      data[slice(*entry['data_offsets'])],
+      {'F32': '<f4', 'I32': '<i4'}[entry['dtype']],
+    ).reshape(entry['shape'])
     for name, entry in entries.items()
     if name != '__metadata__'
   }

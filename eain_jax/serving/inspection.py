@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eain_jax.config import EainConfig
 from eain_jax.data.features import SECONDS_PER_DAY
 from eain_jax.evaluation.inside import ItemNames, make_sow, mask_matrix
 from eain_jax.layers.embedding import embed, embed_mean
@@ -19,7 +18,7 @@ from eain_jax.training.restore import Run
 
 
 def item_vectors(run: Run) -> np.ndarray | None:
-  """float32 [I, A * D], the embeddings of each item's features side by side.
+  """float32 [I, A * D], the embeddings of what is read of each item.
 
   None where a model has no embeddings, but a weight a value.
   """
@@ -28,7 +27,7 @@ def item_vectors(run: Run) -> np.ndarray | None:
     return None
   dataset, tables = run.dataset, run.params['tables']
   vectors = []
-  for feature in dataset.features:
+  for feature in run.model.reads(dataset.features):
     if feature.kind == 'item':
       ids = jnp.asarray(np.asarray(dataset.item_ids[feature.name]))
       of = embed_mean if feature.multi_valued else embed
@@ -122,10 +121,8 @@ def inspect(
   ]
   fields: tuple[str, ...] = ()
   if isinstance(run.model, EAIN):
-    config = cast(EainConfig, run.model.config)
-    fields = tuple(
-      field_names(dataset.features, config.use_user, config.use_context)
-    )
+    read = run.model.reads(dataset.features)
+    fields = tuple(field_names(read))
   gates = mask = None
   if 'gate' in sown:
     gates = list(zip(fields, map(float, sown['gate'][0]), strict=True))

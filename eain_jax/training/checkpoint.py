@@ -34,7 +34,7 @@ from eain_jax.training.parallel import Placement
 from eain_jax.training.run_folder import differing_setting
 from eain_jax.training.state import TrainState
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # A save goes beside the two.
 KEPT = 2
 REASON_LENGTH = 200
@@ -363,7 +363,8 @@ class Checkpoints:
       if record['format_version'] != FORMAT_VERSION:
         raise InputError(
           f'{folder} has format version {record["format_version"]}, this '
-          f'version reads {FORMAT_VERSION}: name another --work_dir'
+          f'version reads {FORMAT_VERSION}: train the model again, in another '
+          '--work_dir'
         )
       for reading in shapes:
         if reading not in record['checksums']:

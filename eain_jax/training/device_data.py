@@ -82,13 +82,14 @@ def make_columns(stream: TrainStream) -> Columns:
   day_of_target = day[event]
   if history is not None:
     item, day = item[history], day[history]
+  of_kind = lambda kind: [f.name for f in packer.features if f.kind == kind]
   pad = lambda ids: np.pad(ids, [(1, 0)] + [(0, 0)] * (ids.ndim - 1))
   return Columns(
-    {name: pad(ids) for name, ids in dataset.item_ids.items()},
+    {name: pad(dataset.item_ids[name]) for name in of_kind('item')},
     item.astype(np.int32) + 1,
     day,
     dataset.user_ids[user],
-    {name: ids[event] for name, ids in dataset.context_ids.items()},
+    {name: dataset.context_ids[name][event] for name in of_kind('context')},
     start.astype(np.int32),
     end.astype(np.int32),
     day_of_target,
@@ -132,7 +133,7 @@ def assemble(
     columns: of `make_columns`.
     step: `rows` int32 [R], -1 for padding; `candidates` int32 [R, C], items;
       `label` and `weight` float32 [R, C]; `key` uint32 [2].
-    features: of the dataset.
+    features: that have a table.
     num_events: static N, at least the events of the step.
     with_rows: plan the rows of a row-wise update.
   """
@@ -181,10 +182,10 @@ def assemble(
     'key': step['key'],
   }
   if with_rows:
-    user = next(f.name for f in features if f.kind == 'user')
-    rows, local = _plan({**items, **context, user: user_R}, features)
+    rows, local = _plan({**items, **context, 'user': user_R}, features)
     batch['rows'] = rows
-    user_R = local[user]
+    # Where users have no table their ids stay.
+    user_R = local.get('user', user_R)
     items = {name: local[name] for name in items}
     context = {name: local[name] for name in context}
   return {**batch, 'items': items, 'context': context, 'user': user_R}
@@ -298,7 +299,7 @@ def make_device_runner(
   """
   columns = make_columns(stream)
   _check_memory(columns, spare)
-  features = stream.packer.dataset.features
+  features = stream.packer.features
   with_rows = stream.shards.plan == 'rows'
 
   def run(state, columns, steps, count, num_events):

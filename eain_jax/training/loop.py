@@ -35,7 +35,6 @@ from eain_jax.training.device_data import STEPS_A_CALL
 from eain_jax.training.device_memory import check_memory, is_out_of_memory
 from eain_jax.training.memory import release_freed_memory
 from eain_jax.training.optimizer import evaluated_params, set_plateau_factor
-from eain_jax.training.parallel import Placement
 from eain_jax.training.profile import Profile
 from eain_jax.training.run_folder import (
   CONFIG_FILE,
@@ -247,7 +246,7 @@ def fit_set_up(
       dataset,
       model_name,
       setup,
-      open_eval_stream(dataset, 'valid', placement, config.valid_negatives),
+      open_eval_stream(dataset, 'valid', setup, config.valid_negatives),
       checkpoints,
       log,
       Profile(profile_dir if is_first else None, log.say),
@@ -341,7 +340,7 @@ def _result(
     'trained_together': record.together,
   }
   for name in parts:
-    stream = open_eval_stream(dataset, name, setup.placement)
+    stream = open_eval_stream(dataset, name, setup)
     scored = _score(plan, stream, *best)
     result[name] = evaluator.evaluate_scores(dataset, scored)
     if name == 'test':
@@ -358,7 +357,7 @@ def _result(
 def open_eval_stream(
   dataset: Dataset,
   part_name: str,
-  placement: Placement,
+  setup: Setup,
   max_negatives: int | None = None,
 ) -> EvalStream:
   """The evaluation batches of a part, cut for the devices of a run.
@@ -366,8 +365,14 @@ def open_eval_stream(
   All batches have one shape. Where tables are cut, finding it takes a pass over
   them, and the processes must agree on it.
   """
+  placement = setup.placement
   stream = make_eval_stream(
-    dataset, part_name, EVAL_BATCH_SIZE, max_negatives, placement.eval_shards
+    dataset,
+    part_name,
+    EVAL_BATCH_SIZE,
+    max_negatives,
+    placement.eval_shards,
+    setup.stream.packer.features,
   )
   if not placement.cuts_tables:
     return stream

@@ -30,7 +30,7 @@ class Run:
   Attributes:
     settings: the content of `config.json`.
     dataset: the dataset that it was trained on, or another of one schema.
-    model: the network and its table width.
+    model: the network, what it reads, and the width of its tables.
     params: of the best evaluation.
     stats: of the best evaluation.
   """

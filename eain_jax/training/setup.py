@@ -46,7 +46,7 @@ class Setup:
 
   Attributes:
     config: with everything resolved that was left open.
-    model: the network and its table width.
+    model: the network, what it reads, and the width of its tables.
     stream: the batches.
     num_steps: of all epochs.
     placement: the devices, and what lies where.
@@ -78,7 +78,7 @@ class Setup:
   def num_parameters(self) -> int:
     """Scalars of the model, without the spare rows of cut tables."""
     params = self.state_shapes.params
-    rows = sum(f.num_rows for f in self.stream.packer.dataset.features)
+    rows = sum(f.num_rows for f in self.stream.packer.features)
     net = sum(leaf.size for leaf in jax.tree.leaves(params['net']))
     return net + rows * self.model.table_width
 
@@ -89,8 +89,9 @@ class Setup:
   def with_seed(self, seed: int) -> 'Setup':
     """The run of another seed, by the same programs and the same data."""
     config = dataclasses.replace(self.config, seed=seed)
+    packer = self.stream.packer
     stream = _open_stream(
-      self.stream.packer.dataset, config, self.stream.shards
+      packer.dataset, config, self.stream.shards, packer.features
     )
     runner = self.device_runner
     if runner is not None:
@@ -109,10 +110,15 @@ def _batch_size(dataset: Dataset) -> int:
 
 
 def _open_stream(
-  dataset: Dataset, config: TrainConfig, shards: Shards
+  dataset: Dataset,
+  config: TrainConfig,
+  shards: Shards,
+  features: Sequence[Feature],
 ) -> TrainStream:
   try:
-    return make_train_stream(dataset, config.batch_size, config.seed, shards)
+    return make_train_stream(
+      dataset, config.batch_size, config.seed, shards, features
+    )
   except ValueError as error:
     raise InputError(str(error)) from error
 
@@ -126,7 +132,9 @@ def _resolve(
   """`resolve_config`, what it rests on, and the batches for one device."""
   if not config.batch_size:
     config = dataclasses.replace(config, batch_size=_batch_size(dataset))
-  stream = _open_stream(dataset, config, Shards())
+  model = make_model(model_name, model_config)
+  read = model.reads(dataset.features)
+  stream = _open_stream(dataset, config, Shards(), read)
   an_epoch = len(stream.packer.part) * stream.num_candidates
   if config.batch_size > max(an_epoch, BATCH_SIZE_RANGE[1]):
     raise InputError(
@@ -134,9 +142,9 @@ def _resolve(
       'an epoch: the rest of it would be padding'
     )
   update = measure_update(
-    dataset.features,
+    read,
     stream.planned(),
-    make_model(model_name, model_config).table_width,
+    model.table_width,
     bool(config.l2 or model_config.table_l2 or config.optimizer == 'adamw'),
   )
   is_auto = config.table_update == 'auto'
@@ -213,7 +221,7 @@ def set_up(
   model = make_model(model_name, model_config, placement.axis_name)
   shards = placement.train_shards(config.table_update)
   if shards != stream.shards:
-    stream = _open_stream(dataset, config, shards)
+    stream = _open_stream(dataset, config, shards, stream.packer.features)
   features = dataset.features
   num_steps = stream.steps_per_epoch * config.epochs
   optimizer = make_optimizer(config, num_steps)

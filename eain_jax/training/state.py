@@ -19,8 +19,10 @@ class TrainState:
 
   Attributes:
     step: int32, steps taken; the data position and all randomness follow.
-    params: {'tables': {feature: [V, W]}, 'net': ...}, float32.
-    stats: moving statistics of Dice; empty for models without it.
+    params: {'tables': {feature: [V, W]}, 'net': ...}, float32; of the features
+      that the model reads.
+    stats: moving statistics of Dice, and of how many steps; empty for models
+      without it.
     opt_state: of the optimizer.
   """
 
@@ -53,6 +55,7 @@ def init_state(
   """
   table_key, net_key = jax.random.split(key)
   width, stddev = model.table_width, model.config.table_stddev
+  read = model.reads(features)
   tables = {
     feature.name: place_table(
       init_table(
@@ -63,13 +66,15 @@ def init_state(
         num_owners,
       )
     )
+    # By its number in the dataset, whatever else a model reads.
     for number, feature in enumerate(features)
+    if feature in read
   }
   # For shapes alone: one row stands for any table, and zeros for any ids.
   inputs = embed_batch(
-    {feature.name: jnp.zeros((1, width)) for feature in features},
+    {feature.name: jnp.zeros((1, width)) for feature in read},
     jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch),
-    features,
+    read,
   )
   # Initializing outside of the mapped axis: shapes do not depend on it.
   variables: Any = model.clone(axis_name=None).init(net_key, inputs)

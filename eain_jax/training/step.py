@@ -64,7 +64,7 @@ def make_train_step(
     tables_are_cut: each device holds the rows of the tables that it owns; see
       `table_access`.
   """
-  axis_name = model.axis_name
+  axis_name, read = model.axis_name, model.reads(features)
   penalties = (config.l2, model.config.table_l2)
 
   def sum_over_devices(tree):
@@ -92,9 +92,7 @@ def make_train_step(
     total_weight = sum_over_devices(weight_RC.sum())
 
     def loss_fn(params):
-      inputs = embed_batch(
-        params['tables'], batch, features, model.compute_dtype
-      )
+      inputs = embed_batch(params['tables'], batch, read, model.compute_dtype)
       logit_RC, updated = model.apply(
         {'params': params['net'], 'stats': state.stats},
         inputs,
@@ -160,13 +158,13 @@ def make_score_step(
   With `axis_name` the tables are cut over the devices of that axis, and the
   batch is one device's shard.
   """
-  model = model.clone(axis_name=None)
+  model, read = model.clone(axis_name=None), model.reads(features)
 
   def score_step(params, stats, batch):
     tables = params['tables']
     if axis_name is not None:
       tables = exchanged_rows(tables, batch['rows'], axis_name, False).seen
-    inputs = embed_batch(tables, batch, features, model.compute_dtype)
+    inputs = embed_batch(tables, batch, read, model.compute_dtype)
     variables = {'params': params['net'], 'stats': stats}
     return cast(jax.Array, model.apply(variables, inputs))
 

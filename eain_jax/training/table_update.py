@@ -67,7 +67,7 @@ def measure_update(
   """The sizes of both updates.
 
   Args:
-    features: of the dataset, one table each.
+    features: that the model reads, one table each.
     planned: rows that a batch plans, by feature.
     table_width: W.
     is_penalised: an L2 penalty or a decay of weights acts on the tables.

@@ -84,7 +84,7 @@ def test_the_shapes_are_those_of_the_real_batches():
   found = jax.tree.map(lambda x: (x.shape, x.dtype), shapes)
   assert found == expected
   assert [dataclasses.replace(f, max_values=1) for f in job.features] == list(
-    setup.stream.packer.dataset.features
+    setup.stream.packer.features
   )
 
 

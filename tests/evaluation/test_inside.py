@@ -44,11 +44,13 @@ def looked(dataset, make):
   model, params, stats = make()
   stream = make_eval_stream(dataset, 'test', 31 * len(dataset.parts['test']))
 
+  read = model.reads(dataset.features)
+
   @jax.jit
   def apply(params, stats, batch):
     return model.apply(
       {'params': params['net'], 'stats': stats},
-      embed_batch(params['tables'], batch, dataset.features),
+      embed_batch(params['tables'], batch, read),
       mutable=['intermediates'],
     )
 

@@ -156,6 +156,16 @@ def test_embed_batch_against_a_loop():
     np.testing.assert_array_equal(getattr(inputs, name), batch[name[:-2]])
 
 
+def test_embed_batch_without_users():
+  """Their ids still tell who is padding."""
+  tables, batch = random_tables(), hand_batch()
+  without = [f for f in FEATURES if f.kind != 'user']
+  inputs = embedding.embed_batch(tables, batch, without)
+  assert inputs.user_RW is None
+  expected = np.array([[True] * 2, [True] * 2, [False] * 2])
+  np.testing.assert_array_equal(inputs.valid_RC, expected)
+
+
 def test_embed_batch_without_context():
   batch = hand_batch() | {'context': {}}
   tables = {k: jnp.asarray(v, 'float32') for k, v in random_tables().items()}

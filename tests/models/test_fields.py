@@ -1,5 +1,8 @@
 """What the models see of a batch, on arrays that a person can read."""
 
+import dataclasses
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,6 +16,9 @@ FEATURES = (
   Feature('brand', 'item', 9),
   Feature('hour', 'context', 9),
 )
+
+
+WITHOUT_USER = functools.partial(dataclasses.replace, user_RW=None)
 
 
 def hand_inputs():
@@ -58,42 +64,41 @@ def test_events_and_targets_are_their_features_side_by_side():
 def test_fields_are_user_target_history_context():
   inputs = hand_inputs()
   h_u = jnp.arange(24.0).reshape(6, 4)
-  found = fields.make_fields(inputs, h_u, 2, use_user=True)
+  found = fields.make_fields(inputs, h_u, 2)
   np.testing.assert_allclose(
     found[4],  # the second request's second candidate
     [[0.3, 0.4], [16, 17], [18, 19], [16, 17], [18, 19], [60, 61]],
   )
-  without = fields.make_fields(inputs, h_u, 2, use_user=False)
+  without = fields.make_fields(WITHOUT_USER(inputs), h_u, 2)
   np.testing.assert_array_equal(without, found[:, 1:])
 
 
 def test_names_are_those_of_the_fields():
   item = ['item', 'brand', 'history item', 'history brand']
-  names = fields.field_names(FEATURES, use_user=True)
+  names = fields.field_names(FEATURES)
   # As many as `hand_inputs` makes of the same features, in that order.
   assert names == ['user', *item, 'hour']
-  assert fields.field_names(FEATURES, False) == [*item, 'hour']
-  assert fields.field_names(FEATURES, False, False) == item
+  assert fields.field_names(FEATURES[1:]) == [*item, 'hour']
+  assert fields.field_names(FEATURES[1:-1]) == item
+
+
+def test_features_that_are_read():
+  read = lambda *switches: [
+    f.name for f in fields.features_read(FEATURES, *switches)
+  ]
+  assert read(True) == ['user', 'item', 'brand', 'hour']
+  assert read(False) == ['item', 'brand', 'hour']
+  assert read(False, False) == ['item', 'brand']
 
 
 def test_first_order_is_a_sum_of_one_column():
-  inputs = hand_inputs()
+  inputs = WITHOUT_USER(hand_inputs())
   # Column 1: 17 + 19 of the target, 61 of the context, no history.
-  assert float(fields.first_order(inputs, 1, False)[1, 1]) == 97.0
+  assert float(fields.first_order(inputs, 1)[1, 1]) == 97.0
   # 1 + 3, 51, and the history's means 103 + 105.
-  assert float(fields.first_order(inputs, 1, False)[0, 0]) == 263.0
+  assert float(fields.first_order(inputs, 1)[0, 0]) == 263.0
   np.testing.assert_allclose(
-    fields.first_order(inputs, 1, True) - fields.first_order(inputs, 1, False),
+    fields.first_order(hand_inputs(), 1) - fields.first_order(inputs, 1),
     [[0.2] * 3, [0.4] * 3],
     atol=1e-4,
   )
-
-
-def test_without_context_nothing_of_it_is_left():
-  inputs = fields.without_context(hand_inputs())
-  found = fields.make_fields(inputs, jnp.zeros((6, 4)), 2, use_user=True)
-  np.testing.assert_allclose(
-    found[4], [[0.3, 0.4], [16, 17], [18, 19], [0, 0], [0, 0]]
-  )
-  # 17 + 19 of the target.
-  assert float(fields.first_order(inputs, 1, False)[1, 1]) == 36.0

@@ -43,9 +43,10 @@ def cases(dataset, small_config, state_shapes, randomized):
     state = state_shapes(model, dataset, batch)
     params, stats = randomized(state, number)
     score = jax.jit(make_score_step(model, dataset.features))
+    read = model.reads(dataset.features)
 
     def loss(params, batch):
-      inputs = embed_batch(params['tables'], batch, dataset.features)
+      inputs = embed_batch(params['tables'], batch, read)
       logit, _ = model.apply(
         {'params': params['net'], 'stats': stats},
         inputs,
@@ -130,14 +131,8 @@ def test_empty_histories_have_finite_scores_and_gradients(dataset, cases, name):
 
 
 # Parameters that no gradient can reach, with the reason. A softmax does not
-# feel a shift of all scores; MF knows nothing but ids.
-UNREACHED = {
-  'din': {"['net']['attention']['dense_2']['bias']"},
-  'mf': {
-    f"['tables']['{name}']"
-    for name in ('brand', 'tags', 'hour', 'weekday', 'month', 'gap', 'device')
-  },
-}
+# feel a shift of all scores.
+UNREACHED = {'din': {"['net']['attention']['dense_2']['bias']"}}
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -150,6 +145,39 @@ def test_a_gradient_reaches_every_parameter(dataset, cases, name):
   }
   unreached = {path for path, value in largest.items() if value < 1e-8}
   assert unreached == UNREACHED.get(name, set())
+
+
+ITEM, CONTEXT = (
+  ['item', 'brand', 'tags'],
+  ['hour', 'weekday', 'month', 'gap', 'device'],
+)
+
+
+@pytest.mark.parametrize(
+  ('name', 'settings', 'expected'),
+  [
+    *((name, {}, ['user', *ITEM, *CONTEXT]) for name in MODELS if name != 'mf'),
+    *(
+      (name, {'use_user': False}, [*ITEM, *CONTEXT])
+      for name in MODELS
+      if name != 'mf'
+    ),
+    ('eain', {'use_context': False}, ['user', *ITEM]),
+    ('mf', {}, ['user', 'item']),
+    ('mf', {'use_user': False}, ['user', 'item']),
+  ],
+)
+def test_a_table_for_each_feature_that_is_read_and_no_other(
+  dataset, small_config, state_shapes, name, settings, expected
+):
+  batch = make_train_stream(dataset, 500, seed=0).batch(0)
+  model = make_model(name, small_config(name, **settings))
+  state = state_shapes(model, dataset, batch)
+  assert sorted(state.params['tables']) == sorted(expected)
+  # Once more, of those that are read.
+  read = model.reads(dataset.features)
+  assert [f.name for f in read] == expected
+  assert model.reads(read) == read
 
 
 @pytest.mark.parametrize('name', ['dnn', 'din', 'deepfm', 'eain'])
@@ -225,8 +253,10 @@ net/mlp/dense_1/bias 8 0
 net/mlp/dense_1/kernel 16x8 ~0.25
 net/mlp/logit/bias 1 0
 net/mlp/logit/kernel 8x1 ~0.30
+stats/attention/activation_0/count - 0
 stats/attention/activation_0/mean 12 0
 stats/attention/activation_0/variance 12 1
+stats/attention/activation_1/count - 0
 stats/attention/activation_1/mean 6 0
 stats/attention/activation_1/variance 6 1
 deepfm: tables 9 wide

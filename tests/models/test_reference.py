@@ -31,14 +31,19 @@ def vector(tables, feature, value):
 
 
 def examples(tables, batch, features):
-  """(user, target parts, history of parts, context parts, t, ages)."""
+  """(user, target parts, history of parts, context parts, t, ages).
+
+  Of what has no table there are none: the user is None, context is empty.
+  """
+  features = [f for f in features if f.name in tables]
   of_kind = lambda kind: [f for f in features if f.kind == kind]
   parts = lambda item: [
     vector(tables, f, batch['items'][f.name][item]) for f in of_kind('item')
   ]
-  (user_feature,) = of_kind('user')
   for r in range(NUM_REQUESTS):
-    user = vector(tables, user_feature, batch['user'][r])
+    user = None
+    for feature in of_kind('user'):
+      user = vector(tables, feature, batch['user'][r])
     context = [
       vector(tables, f, batch['context'][f.name][r]) for f in of_kind('context')
     ]
@@ -85,7 +90,7 @@ def with_user(config, user, fields):
 
 
 def first_order(config, user, target, history, context, column):
-  pooled = mean_of_parts(history, len(target), len(user))
+  pooled = mean_of_parts(history, len(target), len(target[0]))
   fields = with_user(config, user, [*target, *pooled, *context])
   return sum(v[column] for v in fields)
 
@@ -94,7 +99,7 @@ def cut(example, dim):
   """The example without the column of first-order weights."""
   user, target, history, context, t, ages = example
   return (
-    user[:dim],
+    None if user is None else user[:dim],
     [v[:dim] for v in target],
     [[v[:dim] for v in event] for event in history],
     [v[:dim] for v in context],
@@ -115,7 +120,7 @@ def mf_logit(config, params, stats, example):
 
 def dnn_logit(config, params, stats, example):
   user, target, history, context, *_ = example
-  pooled = mean_of_parts(history, len(target), len(user))
+  pooled = mean_of_parts(history, len(target), len(target[0]))
   return run_mlp(
     params['mlp'],
     np.concatenate(with_user(config, user, [*target, *pooled, *context])),
@@ -124,7 +129,7 @@ def dnn_logit(config, params, stats, example):
 
 def deepfm_logit(config, params, stats, example):
   user, target, history, context, *_ = cut(example, config.embedding_dim)
-  pooled = mean_of_parts(history, len(target), len(user))
+  pooled = mean_of_parts(history, len(target), len(target[0]))
   fields = with_user(config, user, [*target, *pooled, *context])
   second = sum(
     fields[i] @ fields[j]

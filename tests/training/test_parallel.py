@@ -46,10 +46,10 @@ def train(dataset, small_config, random_state):
     model = make_model(
       name, small_config(name, **settings), placement.axis_name
     )
-    alone = make_train_stream(dataset, BATCH_SIZE, 0)
-    stream = make_train_stream(
-      dataset, BATCH_SIZE, 0, placement.train_shards(config.table_update)
-    )
+    read = model.reads(dataset.features)
+    alone = make_train_stream(dataset, BATCH_SIZE, 0, features=read)
+    shards = placement.train_shards(config.table_update)
+    stream = make_train_stream(dataset, BATCH_SIZE, 0, shards, read)
     optimizer = make_optimizer(config, NUM_STEPS)
     state = random_state(model, dataset, alone.batch(0), optimizer)
     state = placement.from_canonical(with_spare_rows(state, placement))
@@ -82,6 +82,9 @@ def train(dataset, small_config, random_state):
 CASES = {
   'eain_dropout': ('eain', {'dropout': 0.3}),
   'din_dice_everywhere': ('din', {'dropout': 0.3, 'activation': 'dice'}),
+  # Not all of the features have tables.
+  'mf': ('mf', {}),
+  'lr_no_user': ('lr', {'use_user': False}),
 }
 # Clipped at every step, so that the norm counts: of parts that lie apart.
 CONFIG = TrainConfig(l2=1e-5, clip_norm=0.05, ema_decay=0.9)

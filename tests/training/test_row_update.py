@@ -17,10 +17,11 @@ from eain_jax.training.step import make_train_step
 BATCH_SIZE = 500
 
 
-def streams(dataset):
+def streams(dataset, model):
   """The same batches without and with a plan."""
+  read = model.reads(dataset.features)
   return [
-    make_train_stream(dataset, BATCH_SIZE, 0, Shards(plan=plan))
+    make_train_stream(dataset, BATCH_SIZE, 0, Shards(plan=plan), read)
     for plan in ('none', 'rows')
   ]
 
@@ -31,14 +32,24 @@ def assert_close(a, b, atol):
   )
 
 
-@pytest.mark.parametrize('name', ['lr', 'deepfm', 'din', 'eain'])
-def test_sgd_is_the_same_either_way(dataset, small_config, random_state, name):
+# The last ones have no tables of users, of context, or of attributes.
+@pytest.mark.parametrize(
+  ('name', 'settings'),
+  [
+    *((name, {}) for name in ('lr', 'deepfm', 'din', 'eain', 'mf')),
+    ('lr', {'use_user': False}),
+    ('eain', {'use_user': False, 'use_context': False}),
+  ],
+)
+def test_sgd_is_the_same_either_way(
+  dataset, small_config, random_state, name, settings
+):
   """Without a penalty a row outside of the batch has no gradient."""
   config = TrainConfig(optimizer='sgd', learning_rate=0.1)
-  model = make_model(name, small_config(name, table_l2=0.0))
+  model = make_model(name, small_config(name, table_l2=0.0, **settings))
   optimizer = optax.sgd(0.1)
   states, metrics = [], []
-  for stream in streams(dataset):
+  for stream in streams(dataset, model):
     state = random_state(model, dataset, stream.batch(0), optimizer)
     step = jax.jit(make_train_step(model, dataset.features, optimizer, config))
     # The last step is the epoch's uneven one.
@@ -124,7 +135,7 @@ def test_adam_leaves_rows_outside_of_the_batch_alone(
   step = jax.jit(
     make_train_step(model, dataset.features, optimizer, TrainConfig())
   )
-  _, stream = streams(dataset)
+  _, stream = streams(dataset, model)
   state = random_state(model, dataset, stream.batch(0), optimizer)
   first, _ = step(state, stream.batch(0))
   batch = stream.batch(1)
@@ -151,7 +162,7 @@ def test_the_penalty_is_that_of_the_rows(dataset, small_config, random_state):
   step = jax.jit(
     make_train_step(model, dataset.features, optimizer, TrainConfig())
   )
-  _, stream = streams(dataset)
+  _, stream = streams(dataset, model)
   batch = stream.batch(0)
   state = random_state(model, dataset, batch, optimizer)
   squares = 0.0
