@@ -651,7 +651,7 @@ class BenchmarkConfig(TimingConfig):
     at_least=1,
   )
   ceilings: bool = setting(
-    True, "Measure the machine's matrix product and memory bandwidth first."
+    True, "Measure the machine's matrix product and memory bandwidth, too."
   )
   profile: bool = setting(
     False, 'Trace 5 steps of each row, and list the longest operations.'

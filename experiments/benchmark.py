@@ -40,6 +40,12 @@ def plan_from_flags() -> Plan:
     FlagError: they contradict each other.
   """
   config, workload, train = step_flags.read(BenchmarkConfig)
+  if config.sweep != 'none' and cli.FLAGS[config.sweep].present:
+    raise cli.FlagError(
+      f'--sweep={config.sweep} takes --sweep_values, not --{config.sweep}'
+    )
+  if cli.FLAGS['prepare_reviews'].present and not config.prepare:
+    raise cli.FlagError('--prepare_reviews goes with --prepare')
   if DATASET_DIR.value:
     if config.sweep == 'items':
       raise cli.FlagError('--sweep=items is of the workload, not --dataset_dir')

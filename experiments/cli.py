@@ -287,11 +287,17 @@ def _hush_orbax() -> None:
   sys.unraisablehook = hook
 
 
-def _refuse_empty_paths() -> None:
-  """An empty path is mostly a variable of the shell that was not set."""
+_NEVER_EMPTY = ('input', 'output', 'export', 'users', 'host')
+
+
+def _refuse_empty() -> None:
+  """An empty value is mostly a variable of the shell that was not set.
+
+  Of some it would be taken for much: all users, all interfaces.
+  """
   for name in FLAGS:
-    is_path = name.endswith('_dir') or name in ('input', 'output', 'export')
-    if is_path and FLAGS[name].present and not FLAGS[name].value:
+    is_meant = name.endswith('_dir') or name in _NEVER_EMPTY
+    if is_meant and FLAGS[name].present and FLAGS[name].value == '':
       raise FlagError(f'--{name} is empty')
 
 
@@ -309,14 +315,16 @@ def run(main: Callable[[], None], *, takes_processes: bool = False) -> None:
       try:
         if len(argv) > 1:
           raise FlagError(f'{argv[1]!r} is not a flag: write --name=value')
-        _refuse_empty_paths()
+        _refuse_empty()
         _hush_orbax()
         if takes_processes:
           # Here, for preparation needs no jax.
           from eain_jax.training import processes
 
           is_joined = processes.join_cluster(lambda why: _end(1, name, why))
-        elif int(os.environ.get('JAX_NUM_PROCESSES') or 1) > 1:
+        elif int(os.environ.get('JAX_NUM_PROCESSES') or 1) > 1 or (
+          os.environ.get('EAIN_DISTRIBUTED')
+        ):
           raise InputError('runs in one process: start it without a launcher')
         stop.can_end = not is_joined
         if is_joined:

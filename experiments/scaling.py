@@ -85,7 +85,10 @@ def predict(output_dir: Path) -> None:
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_enable_compilation_cache', False)
   plan = plan_from_flags()
-  for name in ('devices', 'scaling', 'parallelism'):
+  for name in (
+    *('devices', 'scaling', 'parallelism', 'steps', 'warmup', 'repeats'),
+    *('batches', 'mean_length', 'sequences'),
+  ):
     if cli.FLAGS[name].present:
       raise cli.FlagError(f'--{name} goes without --topology')
   job = Job(plan.workload, plan.config.model, plan.model, plan.train)

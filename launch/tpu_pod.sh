@@ -54,6 +54,13 @@ on_workers() {
     ${gcloud_flags[@]+"${gcloud_flags[@]}"} --command="$1" </dev/null
 }
 
+# A worker runs one command at a time, for the TPU takes no second process; its
+# id is kept so that it can be told to stop, which a closed connection does not.
+refuse_busy="if [ -s eain/run.pid ] && kill -0 \"\$(cat eain/run.pid)\" 2>/dev/null; then
+echo \"tpu_pod: \$(hostname) is busy: process \$(cat eain/run.pid) runs there\" >&2
+exit 1
+fi"
+
 if [[ -n $install ]]; then
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   folder=$(mktemp -d)
@@ -63,25 +70,28 @@ if [[ -n $install ]]; then
   gcloud compute tpus tpu-vm scp "$folder/eain.tar.gz" "$tpu:" --worker=all \
     ${gcloud_flags[@]+"${gcloud_flags[@]}"} </dev/null
   printf -v quoted_python '%q' "$python"
-  on_workers "set -e
+  # A failed install leaves a folder without pip, and one of another Python
+  # is not what was asked for.
+  on_workers "$refuse_busy
+set -e
 mkdir -p eain
 tar -xzf eain.tar.gz -C eain
 cd eain
-[ -x .venv/bin/python ] || $quoted_python -m venv .venv
+$quoted_python --version >.venv.wanted
+[ -f .venv/made ] && cmp -s .venv.wanted .venv/made || {
+rm -rf .venv
+$quoted_python -m venv .venv
+cp .venv.wanted .venv/made
+}
 .venv/bin/python -m pip install --quiet -e '.[tpu]'"
 fi
 
 # %q: each word arrives as it was written here, spaces and all.
 printf -v command '%q ' "$@"
-# A worker runs one command at a time, for the TPU takes no second process; its
-# id is kept so that it can be told to stop, which a closed connection does not.
 # The shell stays around it: for a session that a signal ended, ssh says 255,
 # and gcloud would take that for a lost connection and start the command again.
-run="cd eain || exit 1
-if [ -s run.pid ] && kill -0 \"\$(cat run.pid)\" 2>/dev/null; then
-echo \"tpu_pod: \$(hostname) is busy: process \$(cat run.pid) runs there\" >&2
-exit 1
-fi
+run="$refuse_busy
+cd eain || exit 1
 export PATH=\"\$PWD/.venv/bin:\$PATH\" EAIN_DISTRIBUTED=detect EAIN_START_SECONDS=600 PYTHONUNBUFFERED=1
 (echo \$BASHPID >run.pid; exec $command)
 exit \$?"

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 # Sides of the square matrices, and bytes of an array of the stream.
 MATMUL_SIZE = {'cpu': 2048}
 MATMUL_SIZE_ELSEWHERE = 8192
-STREAM_BYTES = 256 * 2**20
+STREAM_BYTES = {'cpu': 256 * 2**20}
+# Or the launch would be a good part of the time.
+STREAM_BYTES_ELSEWHERE = 2**30
 REPEATS = 7
 
 
@@ -43,12 +45,14 @@ def matmul_ceiling(dtype: str, size: int | None = None) -> float:
   return 2 * size**3 / best_seconds(lambda: multiply(a, b))
 
 
-def memory_ceiling(num_bytes: int = STREAM_BYTES) -> float:
+def memory_ceiling(num_bytes: int | None = None) -> float:
   """Bytes/s, read and written, of a <- a / 2 + b on one device, in place.
 
   Args:
     num_bytes: of each of the two arrays.
   """
+  platform = jax.local_devices()[0].platform
+  num_bytes = num_bytes or STREAM_BYTES.get(platform, STREAM_BYTES_ELSEWHERE)
   scale_and_add = jax.jit(lambda a, b: 0.5 * a + b, donate_argnums=0)
   a = jnp.ones(num_bytes // 4, jnp.float32)
   b = jnp.ones(num_bytes // 4, jnp.float32)

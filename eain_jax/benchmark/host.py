@@ -12,6 +12,7 @@ from eain_jax.errors import InputError
 from eain_jax.training.memory import release_freed_memory
 
 _STATUS, _STAT = Path('/proc/self/status'), Path('/proc/stat')
+_CPUS = Path('/proc/cpuinfo')
 _CLEAR = Path('/proc/self/clear_refs')
 
 
@@ -20,6 +21,17 @@ def num_cores() -> int:
   if sys.platform == 'linux':
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
+
+
+def cpu_model() -> str | None:
+  """As Linux names it; None elsewhere."""
+  if not _CPUS.is_file():
+    return None
+  for line in _CPUS.read_text().splitlines():
+    name, _, value = line.partition(':')
+    if name.strip() == 'model name':
+      return value.strip()
+  return None
 
 
 def limit_cores(threads: int) -> None:

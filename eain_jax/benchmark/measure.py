@@ -228,14 +228,27 @@ def measure_end_to_end(
 
 
 def shares_of_ceilings(
-  row: Mapping[str, Any], ceilings: Mapping[str, float], dtype: str
+  row: Mapping[str, Any],
+  ceilings: Mapping[str, float],
+  dtype: str,
+  are_virtual: bool = False,
 ) -> dict[str, float | None]:
   """What a row's steps reach of what its devices can do; None: unknown.
 
   Bytes are XLA's count, in which a buffer that a cache holds counts each time
-  it is read, so the share of memory can pass 1.
+  it is read, so the share of memory can pass 1. They are those of one device.
+
+  Args:
+    row: with `step_ms`, `program` and `devices`.
+    ceilings: of one device.
+    dtype: of the matrix products.
+    are_virtual: the devices share one machine, and its ceilings.
   """
   seconds, program = row['step_ms'] / 1e3, row['program']
+  accessed = program['bytes_accessed']
+  machines = row['devices']
+  if are_virtual:
+    machines, accessed = 1, accessed and accessed * row['devices']
 
   def share(amount, ceiling):
     if amount is None or ceiling is None:
@@ -245,9 +258,7 @@ def shares_of_ceilings(
   products = ceilings.get(f'matmul_{dtype}')
   return {
     'share_of_matmul_ceiling': share(
-      program['matmul_flops'], products and products * row['devices']
+      program['matmul_flops'], products and products * machines
     ),
-    'share_of_memory_ceiling': share(
-      program['bytes_accessed'], ceilings.get('memory')
-    ),
+    'share_of_memory_ceiling': share(accessed, ceilings.get('memory')),
   }

@@ -1,8 +1,10 @@
 """One row of a measurement: everything that is known of one model's steps."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
-from importlib.metadata import version
+import os
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
@@ -31,10 +33,22 @@ from eain_jax.data.workload import make_workload
 from eain_jax.errors import InputError
 from eain_jax.training.device_memory import is_out_of_memory
 
+_PLUGINS = ('jax-cuda12-plugin', 'jax-cuda13-plugin', 'libtpu')
 _DEVICE_MEMORY = ('bytes_in_use', 'peak_bytes_in_use', 'bytes_limit')
 
 # Adds to a row what its subject, its batches and its program's text tell.
 Inspect = Callable[[Subject, Batches, str], Mapping[str, Any]]
+
+
+def whole_batches(workload: WorkloadConfig, batch_size: int) -> WorkloadConfig:
+  """The workload with so many sequences that all batches are full.
+
+  The short last batch of an epoch costs little less than a full one, and would
+  be met more often the larger batches are.
+  """
+  requests = max(1, batch_size // (1 + workload.negatives))
+  sequences = -(-workload.sequences // requests) * requests
+  return dataclasses.replace(workload, sequences=sequences)
 
 
 class Data:
@@ -85,8 +99,17 @@ def _device_memory() -> dict[str, int] | None:
   return {name: stats[name] for name in _DEVICE_MEMORY if name in stats}
 
 
+def _versions(names: Iterable[str]) -> dict[str, str]:
+  """Of those packages that are installed."""
+  found = {}
+  for name in names:
+    with contextlib.suppress(PackageNotFoundError):
+      found[name] = version(name)
+  return found
+
+
 def machine() -> dict[str, Any]:
-  """Versions and devices."""
+  """Versions, devices, and what else decides how fast a program is."""
   device = jax.local_devices()[0]
   return {
     'versions': {
@@ -94,7 +117,10 @@ def machine() -> dict[str, Any]:
       'jax': jax.__version__,
       'jaxlib': version('jaxlib'),
       'numpy': np.__version__,
+      **_versions(_PLUGINS),
     },
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
+    'cpu': host.cpu_model(),
     'platform': device.platform,
     'device_kind': device.device_kind,
     'devices': jax.local_device_count(),
@@ -136,6 +162,7 @@ def measure_row(
     'devices': subject.num_devices,
     'steps_a_call': subject.steps_a_call,
     'items': dataset.num_items,
+    'sequences': len(stream.packer.part),
     'parameters': subject.num_parameters,
     **measure_step(subject, batches, timing),
     'peak_rss_mb': host.peak_rss_mb(),

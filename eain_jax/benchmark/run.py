@@ -8,7 +8,14 @@ from typing import Any
 
 from eain_jax.benchmark.ceilings import measure_ceilings
 from eain_jax.benchmark.measure import shares_of_ceilings
-from eain_jax.benchmark.row import Case, Data, Inspect, machine, row_or_reason
+from eain_jax.benchmark.row import (
+  Case,
+  Data,
+  Inspect,
+  machine,
+  row_or_reason,
+  whole_batches,
+)
 from eain_jax.benchmark.trace import top_operations
 from eain_jax.config import (
   BenchmarkConfig,
@@ -98,7 +105,12 @@ def run_benchmark(
     'settings': {
       'benchmark': config.to_dict(),
       'workload': plan.workload.to_dict() if plan.workload else None,
-      'dataset': str(plan.dataset.path) if plan.dataset else None,
+      'dataset': {
+        'path': str(plan.dataset.path),
+        'fingerprint': plan.dataset.fingerprint,
+      }
+      if plan.dataset
+      else None,
       'train': plan.train.to_dict(),
       'models': {name: c.to_dict() for name, c in plan.models.items()},
     },
@@ -110,7 +122,11 @@ def run_benchmark(
     return result
   # All of them now: a value that no workload takes must not end a long run.
   for point in list(_points(plan)):
-    data, place = Data(point.workload, point.dataset), _place(point)
+    workload, batch = point.workload, point.train.batch_size
+    # A batch of more than there is is refused, not filled.
+    if workload and batch <= workload.sequences * (1 + workload.negatives):
+      workload = whole_batches(workload, batch)
+    data, place = Data(workload, point.dataset), _place(point)
     for model, mode in itertools.product(plan.models, config.modes):
       title = ' '.join(
         [model, mode, *(f'{name} {n:,}' for name, n in place.items())]
@@ -146,5 +162,7 @@ def run_benchmark(
     report('ceilings of the machine')
     result['ceilings'] = measure_ceilings(set(dtypes))
   for row, dtype in zip(result['rows'], dtypes, strict=True):
-    row |= shares_of_ceilings(row, result['ceilings'], dtype)
+    row |= shares_of_ceilings(
+      row, result['ceilings'], dtype, result['platform'] == 'cpu'
+    )
   return result

@@ -14,7 +14,13 @@ from typing import Any
 
 import jax
 
-from eain_jax.benchmark.row import Case, Data, machine, row_or_reason
+from eain_jax.benchmark.row import (
+  Case,
+  Data,
+  machine,
+  row_or_reason,
+  whole_batches,
+)
 from eain_jax.benchmark.trace import collective_time
 from eain_jax.config import (
   ModelConfig,
@@ -69,18 +75,13 @@ def train_config(plan: ScalingPlan, scaling: str, devices: int) -> TrainConfig:
   )
 
 
-def whole_batches(plan: ScalingPlan) -> WorkloadConfig:
-  """The workload with so many sequences that all batches are full.
-
-  The short last batch of an epoch costs little less than a full one, and would
-  be met more often the larger batches are.
-  """
+def full_workload(plan: ScalingPlan) -> WorkloadConfig:
+  """The workload with as many sequences as fill the largest batches."""
   largest = max(
     train_config(plan, scaling, devices).batch_size
     for scaling, devices in _places(plan.config)
   )
-  sequences = -(-plan.workload.sequences // largest) * largest
-  return dataclasses.replace(plan.workload, sequences=sequences)
+  return whole_batches(plan.workload, largest)
 
 
 def _places(config: ScalingConfig) -> Iterator[tuple[str, int]]:
@@ -169,7 +170,7 @@ def _notes(plan: ScalingPlan, result: Mapping[str, Any]) -> list[str]:
     'Collectives: time in them on average of the devices, and its share of a '
     f'step, both of traced steps; {waits}.'
   )
-  if plan.workload.sequences != (made := whole_batches(plan).sequences):
+  if plan.workload.sequences != (made := full_workload(plan).sequences):
     notes.append(f'{made:,} sequences were made, so that all batches are full.')
   batches_by_update: dict[str, set[int]] = {}
   for row in rows:
@@ -206,7 +207,8 @@ def run_scaling(
       row fits into memory.
   """
   config = plan.config
-  data = Data(whole_batches(plan), None)
+  workload = full_workload(plan)
+  data = Data(workload, None)
   _check(plan, data)
   here = machine()
   cores = here['threads'] if here['platform'] == 'cpu' else None
@@ -214,7 +216,7 @@ def run_scaling(
     **here,
     'settings': {
       'scaling': config.to_dict(),
-      'workload': plan.workload.to_dict(),
+      'workload': workload.to_dict(),
       'train': plan.train.to_dict(),
       'model': plan.model.to_dict(),
     },

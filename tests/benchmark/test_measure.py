@@ -78,6 +78,10 @@ def test_shares_are_of_time_and_ceiling():
   # 6 of 24 GFLOP/s on two devices, 8 of 16 GB/s on each.
   assert shares['share_of_matmul_ceiling'] == pytest.approx(0.25)
   assert shares['share_of_memory_ceiling'] == pytest.approx(0.5)
+  # Virtual ones share the machine: 6 of 12 GFLOP/s, twice 8 of 16 GB/s.
+  shares = shares_of_ceilings(row, ceilings, 'float32', are_virtual=True)
+  assert shares['share_of_matmul_ceiling'] == pytest.approx(0.5)
+  assert shares['share_of_memory_ceiling'] == pytest.approx(1.0)
   assert shares_of_ceilings(row, {}, 'float32') == {
     'share_of_matmul_ceiling': None,
     'share_of_memory_ceiling': None,

@@ -9,9 +9,9 @@ import pytest
 from eain_jax.benchmark.scaling import (
   ScalingPlan,
   efficiencies,
+  full_workload,
   run_scaling,
   train_config,
-  whole_batches,
 )
 from eain_jax.benchmark.trace import collective_names, sum_collectives
 from eain_jax.config import (
@@ -136,8 +136,8 @@ def test_one_device_runs_alone_and_weak_batches_grow():
   assert [t.num_devices for t in rows.values()] == [0, 2, 8] * 2
   assert {t.data_placement for t in rows.values()} == {'host'}
   # 300 sequences are no whole number of batches of 480.
-  assert whole_batches(plan).sequences == 480
-  assert whole_batches(make_plan(scaling=('strong',))) == WORKLOAD
+  assert full_workload(plan).sequences == 480
+  assert full_workload(make_plan(scaling=('strong',))) == WORKLOAD
 
 
 @pytest.mark.parametrize(

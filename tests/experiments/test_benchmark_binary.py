@@ -21,6 +21,11 @@ TINY = (
 PICTURE = b'\x89PNG'
 
 
+def without(name, flags):
+  """The flags but for one, over which is swept."""
+  return [flag for flag in flags if not flag.startswith(f'--{name}=')]
+
+
 def test_rows_last_line_and_profile(tmp_path):
   out = tmp_path / 'out'
   stdout = succeed(
@@ -77,7 +82,7 @@ def test_a_sweep_draws_its_rows_and_says_what_it_leaves_out(tmp_path):
   stdout = succeed(
     'benchmark',
     f'--output_dir={out}',
-    *TINY[:-1],
+    *without('items', TINY[:-1]),
     '--noceilings',
     '--model=lr,mf',
     '--modes=train',
@@ -102,7 +107,7 @@ def test_a_sweep_of_batches_with_ceilings_and_preparation(tmp_path):
   stdout = succeed(
     'benchmark',
     f'--output_dir={out}',
-    *TINY,
+    *without('batch_size', TINY),
     '--model=dnn',
     '--sweep=batch_size',
     '--sweep_values=32,64',
@@ -135,6 +140,8 @@ def test_a_sweep_of_batches_with_ceilings_and_preparation(tmp_path):
     (['--sweep_values=3'], 2, 'sweep_values needs'),
     (['--sweep=items', '--sweep_values=a'], 2, 'values of type int'),
     (['--sweep=items', '--dataset_dir=x'], 2, '--sweep=items'),
+    (['--sweep=items', '--items=5000'], 2, '--sweep_values, not --items'),
+    (['--prepare_reviews=2000'], 2, 'goes with --prepare'),
     (['--model=lr', '--attention_dim=3'], 2, 'is not a setting of lr'),
     (['--model=lr,mf', '--attention_dim=3'], 2, 'is not a setting of lr, mf'),
     (['--threads=100000'], 2, 'is more than the'),
@@ -154,3 +161,18 @@ def test_a_folder_that_holds_something_is_refused(tmp_path):
   done = call('benchmark', f'--output_dir={tmp_path}', *TINY)
   assert done.returncode == 1
   assert 'already holds something' in done.stderr
+
+
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [('JAX_NUM_PROCESSES', '2'), ('EAIN_DISTRIBUTED', 'detect')],
+)
+def test_it_does_not_run_in_several_processes(
+  tmp_path, monkeypatch, name, value
+):
+  """As on each worker of a TPU pod, where it would measure by itself."""
+  monkeypatch.setenv(name, value)
+  done = call('benchmark', f'--output_dir={tmp_path / "out"}', *TINY)
+  assert done.returncode == 1
+  assert 'runs in one process: start it without a launcher' in done.stderr
+  assert not (tmp_path / 'out').exists()

@@ -219,7 +219,10 @@ def test_gpu_processes_find_each_other():
     'JAX_NUM_PROCESSES',
     'JAX_PROCESS_ID',
     'EAIN_START_SECONDS',
+    'JAX_PLATFORMS',
   }
+  # Without a GPU it ends; it does not train on the CPU.
+  assert variables['JAX_PLATFORMS']['value'] == 'cuda,cpu'
   # Pod 0 of the Job, in the service that JobSet names after itself.
   host = f'{job["metadata"]["name"]}-0.{jobset["metadata"]["name"]}'
   address = variables['JAX_COORDINATOR_ADDRESS']['value']
@@ -238,6 +241,7 @@ def test_tpu_slice_is_whole():
   assert {name: one['value'] for name, one in variables.items()} == {
     'EAIN_DISTRIBUTED': 'detect',
     'EAIN_START_SECONDS': '600',
+    'JAX_PLATFORMS': 'tpu,cpu',
   }
   pod = job['spec']['template']['spec']
   topology = pod['nodeSelector']['cloud.google.com/gke-tpu-topology']

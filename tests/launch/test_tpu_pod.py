@@ -46,9 +46,15 @@ GCLOUD = """
 # A worker's Python: notes what it is to install.
 PYTHON = """
   words = sys.argv[1:]
-  if words == ['-m', 'venv', '.venv']:
+  if words == ['--version']:
+    print('Python 3.11.9')
+  elif words == ['-m', 'venv', '.venv']:
     path = pathlib.Path('.venv/bin/python')
     path.parent.mkdir(parents=True)
+    if pathlib.Path('no-ensurepip').exists():
+      # As Ubuntu's without python3.11-venv leaves it.
+      path.touch()
+      sys.exit('ensurepip is not available')
     path.symlink_to(pathlib.Path(__file__))
   elif words[:3] == ['-m', 'pip', 'install']:
     pathlib.Path('installed').write_text(repr(words[3:]))
@@ -96,6 +102,21 @@ def test_installs_and_runs_on_every_worker(launch, finish, child, tmp_path):
   for call in calls:
     for option in ('--worker=all', '--zone=z-1', '--project=p'):
       assert repr(option) in call
+
+
+def test_what_a_failed_install_left_is_made_again(
+  launch, finish, child, tmp_path
+):
+  command = child("os.write(1, b'ran\\n')")
+  for worker in ('worker0', 'worker1'):
+    (tmp_path / worker / 'eain').mkdir(parents=True, exist_ok=True)
+    (tmp_path / worker / 'eain' / 'no-ensurepip').touch()
+  code, out, _ = finish(launch('--', *command))
+  assert (code != 0, out) == (True, [])
+  for worker in ('worker0', 'worker1'):
+    (tmp_path / worker / 'eain' / 'no-ensurepip').unlink()
+  code, out, _ = finish(launch('--', *command))
+  assert (code, out) == (0, [b'ran', b'ran'])
 
 
 def test_skip_install_runs_alone(launch, finish, child, tmp_path):
