@@ -49,6 +49,12 @@ ANSWER_SECONDS = flags.DEFINE_integer(
   'How long it may answer after that what it has accepted.',
   lower_bound=1,
 )
+KEEP_ALIVE_SECONDS = flags.DEFINE_integer(
+  'keep_alive_seconds',
+  75,
+  'How long an idle connection is kept: longer than a proxy in front keeps it.',
+  lower_bound=1,
+)
 cli.define_verify()
 
 
@@ -57,6 +63,9 @@ def served() -> dict[str, Any]:
   if (WORK_DIR.value is None) == (EXPORT.value is None):
     raise cli.FlagError('name --work_dir or --export, one of the two')
   if EXPORT.value is not None:
+    for name in ('dataset_dir', 'verify'):
+      if cli.FLAGS[name].present:
+        raise cli.FlagError(f'--{name} goes with --work_dir')
     model = open_export(EXPORT.value)
     return {
       'name': model.facts['model'],
@@ -83,10 +92,20 @@ def listener() -> socket.socket:
     InputError: it cannot.
   """
   try:
-    own = socket.create_server((HOST.value, PORT.value), backlog=1024)
-  except OSError as error:
+    found = socket.getaddrinfo(
+      HOST.value, PORT.value, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    # A name may be both: most who ask for localhost mean 127.0.0.1.
+    found.sort(key=lambda each: each[0] != socket.AF_INET)
+    family, *_, address = found[0]
+    is_any = HOST.value == '::' and socket.has_dualstack_ipv6()
+    own = socket.create_server(
+      address, family=family, backlog=1024, dualstack_ipv6=is_any
+    )
+  except (OSError, UnicodeError) as error:
+    reason = getattr(error, 'strerror', None) or error
     raise InputError(
-      f'cannot listen at {HOST.value}:{PORT.value}: {error.strerror or error}'
+      f'cannot listen at {HOST.value}:{PORT.value}: {reason}'
     ) from error
   # What it accepts inherits it. Else an answer waits 40 ms for the peer's
   # acknowledgement: asyncio sets it on sockets of a stated protocol alone.
@@ -109,8 +128,15 @@ def main() -> None:
     with console.status('compiling'):
       service.warm_up()
     host, port = own.getsockname()[:2]
+    host = f'[{host}]' if ':' in host else host
     print(f'serving {model.name}: http://{host}:{port}/docs', flush=True)
-    left = serve(service, own, DRAIN_SECONDS.value, ANSWER_SECONDS.value)
+    left = serve(
+      service,
+      own,
+      DRAIN_SECONDS.value,
+      ANSWER_SECONDS.value,
+      KEEP_ALIVE_SECONDS.value,
+    )
   if left:
     raise InputError(
       f'{left} requests were not answered within '

@@ -24,11 +24,9 @@ def _seconds(name: str, value: Any) -> int:
   return time
 
 
-def _identifier(name: str, value: Any) -> str:
-  # A number of numpy is none of Python's.
-  return parse_identifier(
-    name, value.item() if isinstance(value, np.generic) else value
-  )
+def _plain(value: Any) -> Any:
+  """A number of numpy is none of Python's."""
+  return value.item() if isinstance(value, np.generic) else value
 
 
 def _of_length(name: str, values: Sequence[Any], num: int) -> list[Any]:
@@ -68,28 +66,30 @@ def make_rows(
       f'{", ".join(names) or "it has none"}'
     )
   try:
-    own_users = [_identifier('users', user) for user in users]
+    own_users = [parse_identifier('users', _plain(user)) for user in users]
     own_items = []
     if items is not None:
       values = _of_length('items', items, num)
-      own_items = [_identifier('items', item) for item in values]
+      own_items = [parse_identifier('items', _plain(item)) for item in values]
     times = _of_length('timestamps', timestamps, num)
     times = [_seconds('timestamps', time) for time in times]
     columns = {}
     for name in names:
       values = given.get(name)
       values = [None] * num if values is None else _of_length(name, values, num)
-      columns[name] = [category(name, value) for value in values]
+      columns[name] = [category(name, _plain(value)) for value in values]
     own_histories = before = None
     if histories is not None:
       own_histories, before = [], []
-      stated = _of_length(
-        'history_timestamps', history_timestamps or [()] * num, num
-      )
+      if history_timestamps is None:
+        history_timestamps = [()] * num
+      stated = _of_length('history_timestamps', history_timestamps, num)
       for row, events in enumerate(_of_length('histories', histories, num)):
         own = [_seconds('history_timestamps', time) for time in stated[row]]
         _check_history(row, len(events), own, times[row])
-        own_histories.append([_identifier('histories', e) for e in events])
+        own_histories.append(
+          [parse_identifier('histories', _plain(event)) for event in events]
+        )
         before.append(own)
   except Refused as error:
     raise InputError(str(error)) from error

@@ -49,6 +49,7 @@ class _Server(uvicorn.Server):
       server.close()
     # What lies in the sockets by now is read.
     await asyncio.sleep(0.1)
+    self._service.stop_reading()
     await super().shutdown(sockets)
 
 
@@ -57,6 +58,7 @@ def serve(
   listener: socket.socket,
   drain_seconds: float,
   answer_seconds: int,
+  keep_alive_seconds: int,
 ) -> int:
   """Serves until SIGTERM or SIGINT, then drains; a second signal hurries.
 
@@ -65,6 +67,7 @@ def serve(
     listener: that listens.
     drain_seconds: how long requests are still taken after a signal.
     answer_seconds: how long what was accepted may take after that.
+    keep_alive_seconds: how long an idle connection is kept.
 
   Returns:
     How many requests were not answered within that time.
@@ -75,8 +78,7 @@ def serve(
     access_log=False,
     timeout_graceful_shutdown=answer_seconds,
     lifespan='on',
-    # Whoever is idle for that long hears of the end by its connection's.
-    timeout_keep_alive=max(1, int(drain_seconds / 2)),
+    timeout_keep_alive=keep_alive_seconds,
     h11_max_incomplete_event_size=1 << 16,
   )
   with stop_signals() as stop, stop.may_end():

@@ -5,12 +5,14 @@ candidates, a static number, so one with fewer is filled up: C is what costs
 least over the rows at hand.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 # What a request costs beside its candidates, in candidates: its history.
 REQUEST_COST = 2.0
+# Of the least cost, for which no other program is compiled.
+ENOUGH = 1.5
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 MAX_SIZE = 128
 
@@ -25,14 +27,18 @@ def run_starts(keys: Mapping[str, np.ndarray]) -> np.ndarray:
   return np.flatnonzero(differs)
 
 
-def choose_candidates(starts: np.ndarray, num_rows: int) -> int:
-  """C for runs that begin at `starts`."""
+def choose_candidates(
+  starts: np.ndarray, num_rows: int, known: Collection[int] = ()
+) -> int:
+  """C for runs that begin at `starts`; one that is `known` if it serves."""
   lengths = np.diff(starts, append=num_rows)
   cost = lambda size: (-(-lengths // size)).sum() * (size + REQUEST_COST)
   # Logs often have as many candidates a request everywhere, as 100.
   usual = int(np.median(lengths)) if len(lengths) else 1
   pieces = -(-usual // MAX_SIZE)
-  return min((*SIZES, -(-usual // pieces)), key=cost)
+  best = min((*SIZES, -(-usual // pieces)), key=cost)
+  nearest = min(known, key=cost, default=best)
+  return nearest if cost(nearest) <= ENOUGH * cost(best) else best
 
 
 def cut_runs(

@@ -1,10 +1,12 @@
 """A trained model as a Python object: raw ids in, scores out."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from eain_jax.errors import InputError
 from eain_jax.serving.asked_rows import make_rows
 from eain_jax.serving.candidates import Rows
 from eain_jax.serving.encoder import Asked, Encoder, power_of_two
@@ -14,6 +16,8 @@ from eain_jax.training.restore import Run, open_run
 from eain_jax.training.step import make_score_step
 
 MAX_SLOTS = 4096
+# Of a catalogue, items of a call, and users of one at most.
+CANDIDATES, MAX_USERS = 512, 16
 
 
 class LoadedModel:
@@ -34,7 +38,7 @@ class LoadedModel:
     self._score = lambda batch: step(run.params, run.stats, batch)
     # By size of their batches: a single row does not pay for thousands.
     self._scorers: dict[int, Scorer] = {}
-    self._recommenders: dict[tuple[int, bool], Recommender] = {}
+    self._recommenders: dict[tuple[int, bool, int], Recommender] = {}
 
   def score(
     self,
@@ -102,13 +106,19 @@ class LoadedModel:
       By user (raw id, logit) of items, the best first.
 
     Raises:
-      InputError: as `score`.
+      InputError: as `score`, or k is less than 1.
     """
+    k = operator.index(k)
+    if k < 1:
+      raise InputError(f'k={k} must be at least 1')
     rows = self._rows(users, timestamps, context)
     if not rows:
       return []
     run = self.run
-    kind = min(k, run.dataset.num_items), leave_out_had
+    # Few sizes, for each is a program.
+    num_best = min(1 << (k - 1).bit_length(), run.dataset.num_items)
+    num_users = min(1 << (len(rows) - 1).bit_length(), MAX_USERS)
+    kind = num_best, leave_out_had, num_users * CANDIDATES
     if kind not in self._recommenders:
       self._recommenders[kind] = Recommender(
         self.encoder,
@@ -116,6 +126,7 @@ class LoadedModel:
         run.params,
         run.stats,
         *kind,
+        num_candidates=CANDIDATES,
       )
     [best] = self._recommenders[kind].rank([ask_rows(self.encoder, rows)])
     named = run.dataset.raw_items(np.maximum(best.item, 0).reshape(-1))
@@ -126,7 +137,9 @@ class LoadedModel:
         for name, logit, item in zip(*of_user, strict=True)
         if item != NO_ITEM
       ]
-      for of_user in zip(names, best.logit, best.item, strict=True)
+      for of_user in zip(
+        names[:, :k], best.logit[:, :k], best.item[:, :k], strict=True
+      )
     ]
 
   def _rows(

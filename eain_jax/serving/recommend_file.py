@@ -16,7 +16,7 @@ from eain_jax.serving.recommender import NO_ITEM, Best, Recommender
 from eain_jax.serving.score_file import (
   PROBABILITY,
   SCORE,
-  kept_columns,
+  add_part,
   score_columns,
   write_beside,
 )
@@ -44,20 +44,15 @@ def every_user(dataset: Dataset, time: int, num_rows: int) -> Iterator[Rows]:
     )
 
 
-def _table(
-  rows: Rows, kept: list[pl.Series], best: Best, items: pl.Series
-) -> pl.DataFrame:
-  """A row an item, by user, then by rank."""
+def _ranked(best: Best, items: pl.Series) -> tuple[np.ndarray, list[pl.Series]]:
+  """Whose each recommended item is, and its columns: by user, then by rank."""
   is_item = best.item != NO_ITEM
   row, place = np.nonzero(is_item)
-  return pl.DataFrame(
-    [
-      *(column.gather(row) for column in kept),
-      pl.Series('rank', place + 1, pl.Int32),
-      items.gather(best.item[is_item]).alias('recommended'),
-      *score_columns(best.logit[is_item]),
-    ]
-  )
+  return row, [
+    pl.Series('rank', place + 1, pl.Int32),
+    items.gather(best.item[is_item]).alias('recommended'),
+    *score_columns(best.logit[is_item]),
+  ]
 
 
 def recommend_file(
@@ -129,12 +124,12 @@ def recommend_file(
     done = 0
     for best in recommender.rank(to_rank(parts)):
       rows = pending.pop(0)
-      kept = (
-        kept_columns(rows, users)
-        if users
-        else [pl.Series('user', rows.kept['user'], pl.String)]
-      )
-      parts.add(_table(rows, kept, best, items))
+      row, made = _ranked(best, items)
+      if users:
+        add_part(parts, rows, row, made, users)
+      else:
+        user = pl.Series('user', rows.kept['user'], pl.String)
+        parts.add(pl.DataFrame([user.gather(row), *made]))
       done += len(rows)
       report(done)
     parts.join()

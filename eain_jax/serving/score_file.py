@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def score_columns(logits: np.ndarray) -> list[pl.Series]:
   ]
 
 
-def kept_columns(rows: Rows, file: CandidateFile) -> list[pl.Series]:
+def _kept_columns(rows: Rows, file: CandidateFile) -> list[pl.Series]:
   """What passes through, as columns of an output."""
   return [
     as_series(name, values, file.kept[name])
@@ -37,22 +37,39 @@ def kept_columns(rows: Rows, file: CandidateFile) -> list[pl.Series]:
   ]
 
 
-def _lines(rows: Rows, logits: np.ndarray) -> Iterator[bytes]:
-  """JSON to JSON: numbers stay numbers, lists stay lists."""
-  scores = [series.to_list() for series in score_columns(logits)]
-  names = (*rows.kept, SCORE, PROBABILITY)
+def _lines(columns: Mapping[str, Sequence[Any]]) -> Iterator[bytes]:
   encode = msgspec.json.Encoder().encode
-  for values in zip(*rows.kept.values(), *scores, strict=True):
-    yield encode(dict(zip(names, values, strict=True))) + b'\n'
+  for values in zip(*columns.values(), strict=True):
+    yield encode(dict(zip(columns, values, strict=True))) + b'\n'
 
 
-def _add(
-  parts: Parts, rows: Rows, logits: np.ndarray, file: CandidateFile
+def add_part(
+  parts: Parts,
+  rows: Rows,
+  chosen: np.ndarray,
+  made: Sequence[pl.Series],
+  file: CandidateFile,
 ) -> None:
+  """Writes what passes through of some rows, and what was made of them.
+
+  From JSON to JSON numbers stay numbers, lists stay lists.
+
+  Args:
+    parts: of the output.
+    rows: of the input.
+    chosen: int [m], which of them.
+    made: columns of m values.
+    file: of the rows.
+  """
   if parts.format == 'jsonl' and None in file.kept.values():
-    parts.add_lines(_lines(rows, logits))
+    kept = {
+      name: [values[row] for row in chosen.tolist()]
+      for name, values in rows.kept.items()
+    }
+    parts.add_lines(_lines({**kept, **{s.name: s.to_list() for s in made}}))
   else:
-    parts.add(pl.DataFrame([*kept_columns(rows, file), *score_columns(logits)]))
+    kept = [column.gather(chosen) for column in _kept_columns(rows, file)]
+    parts.add(pl.DataFrame([*kept, *made]))
 
 
 def write_beside(
@@ -122,7 +139,7 @@ def score_file(
         break
       total += scorer.count(rows)
     for rows, logits, counts in scorer.score(itertools.chain(left, blocks)):
-      _add(parts, rows, logits, file)
+      add_part(parts, rows, np.arange(len(rows)), score_columns(logits), file)
       total += counts
       report(total)
     parts.join()

@@ -2,12 +2,13 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from eain_jax.data.batches import Batch, prefetch
+from eain_jax.data.examples import segment_ranges
 from eain_jax.errors import InputError
 from eain_jax.serving.candidates import Rows
 from eain_jax.serving.encoder import Asked, Encoder, HighWater, Histories
@@ -86,8 +87,9 @@ class Scorer:
       num_slots: candidates of a batch, those that only fill it among them.
     """
     self._encoder, self._score, self._num_slots = encoder, score, num_slots
-    self._num_candidates = 0
-    self._events, self._items = HighWater(), HighWater()
+    # By C, sizes of events and of items. Each is a program, so rows of one kind
+    # share one.
+    self._widths: dict[int, tuple[HighWater, HighWater]] = {}
 
   def score(
     self, blocks: Iterable[Rows]
@@ -149,8 +151,7 @@ class Scorer:
     batch = self._encoder.batch(
       stretch.planned.asked.rows(stretch.begin, stretch.end),
       self._num_requests(stretch.planned),
-      self._events,
-      self._items,
+      *self._widths[stretch.place.shape[1]],
     )
     return stretch, batch
 
@@ -161,10 +162,10 @@ class Scorer:
       starts = run_starts(keys)
     else:
       starts = np.arange(len(rows))
-    if not self._num_candidates:
-      self._num_candidates = choose_candidates(starts, len(rows))
-    first, count = cut_runs(starts, len(rows), self._num_candidates)
-    slot = np.arange(self._num_candidates)
+    num_candidates = choose_candidates(starts, len(rows), self._widths)
+    self._widths.setdefault(num_candidates, (HighWater(), HighWater()))
+    first, count = cut_runs(starts, len(rows), num_candidates)
+    slot = np.arange(num_candidates)
     place = np.where(slot < count[:, None], first[:, None] + slot, -1)
     asked = Asked(
       each.user[first],
@@ -188,12 +189,7 @@ def ask_rows(encoder: Encoder, rows: Rows) -> Asked:
   """A request a row, of its item alone, or of none where rows have no item."""
   histories = None
   if rows.history is not None and rows.history_timestamp is not None:
-    lengths = np.array([len(history) for history in rows.history], np.int64)
-    items = [item for history in rows.history for item in history]
-    times = [time for history in rows.history_timestamp for time in history]
-    histories = Histories(
-      encoder.items.find(items), np.array(times, np.int64), np.cumsum(lengths)
-    )
+    histories = _histories(encoder, rows.history, rows.history_timestamp)
   return Asked(
     encoder.users.find(rows.user),
     encoder.items.find(rows.item).reshape(len(rows), -1),
@@ -204,3 +200,20 @@ def ask_rows(encoder: Encoder, rows: Rows) -> Asked:
     },
     histories,
   )
+
+
+def _histories(
+  encoder: Encoder, items: Sequence[list[str]], times: Sequence[list[int]]
+) -> Histories:
+  """Histories of raw ids; those that rows share are looked up once."""
+  key_of = [(id(i), id(t)) for i, t in zip(items, times, strict=True)]
+  row_of = {key: row for row, key in enumerate(key_of)}
+  own = list(row_of.values())
+  place_of = {key: place for place, key in enumerate(row_of)}
+  lengths = np.array([len(items[row]) for row in own], np.int64)
+  ends = np.cumsum(lengths)
+  place = np.array([place_of[key] for key in key_of], np.int64)
+  entry, _ = segment_ranges((ends - lengths)[place], ends[place])
+  found = encoder.items.find([item for row in own for item in items[row]])
+  seconds = np.array([t for row in own for t in times[row]], np.int64)
+  return Histories(found[entry], seconds[entry], np.cumsum(lengths[place]))

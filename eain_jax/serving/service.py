@@ -47,6 +47,10 @@ MAX_ROWS_WAITING = 65_536
 # Each candidate is scored with its history: what a call may come to.
 MAX_EVENTS = 1 << 18
 MAX_KEYS, MAX_BYTES_READ = 64, 32 << 20
+# Rankings of the whole catalogue, each of which has a piece of it waiting.
+MAX_RANKINGS = 8
+# From the head of a request to the last byte of its body.
+BODY_SECONDS = 30.0
 
 
 def _encodable(value: str) -> str:
@@ -106,7 +110,9 @@ class Event(_Strict):
 class _AskedUser(_Strict):
   user: Id
   timestamp: Seconds | None = Field(
-    None, description="Seconds UTC; unset: just after the data's last event."
+    None,
+    description="Seconds UTC; unset: just after the data's last event and the "
+    "history's.",
   )
   context: Annotated[dict[str, Text | None], BeforeValidator(_few)] = Field(
     {}, description='Context columns of the model; unset ones are unknown.'
@@ -190,9 +196,10 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
   status: {'model': Problem, 'description': what}
   for status, what in (
     (400, 'the body cannot be read'),
+    (408, f'the body did not come within {BODY_SECONDS:g} seconds'),
     (413, f'the body has more than {MAX_BODY_BYTES} bytes'),
     (422, 'the body is not what is asked for'),
-    (429, 'too many rows wait: ask again'),
+    (429, 'too much waits: ask again'),
   )
 }
 
@@ -214,6 +221,9 @@ class Served:
   score: Callable[[Batch], Any]
   last_timestamp: int
   has_events: bool
+
+
+_ASK_AGAIN = {'Retry-After': '1'}
 
 
 class _Metrics:
@@ -253,9 +263,10 @@ class Service:
     app: the ASGI application.
     is_draining: no more requests are wanted: connections close after each
       answer, and /healthz says so.
-    waiting: rows that were asked for and are not answered.
+    waiting: rows whose scores were asked for and are not answered.
+    rankings: of the whole catalogue, under way.
     unanswered: requests that were read and are not answered.
-    bytes_read: of bodies of such requests.
+    bytes_read: of bodies of such requests, and of those that are being read.
   """
 
   def __init__(self, served: Served):
@@ -266,7 +277,9 @@ class Service:
     self._items = raw_ids(served.encoder.dataset, 'item').to_list()
     self._batcher: Batcher | None = None
     self.is_draining = False
-    self.waiting = self.unanswered = self.bytes_read = 0
+    self.waiting = self.rankings = self.unanswered = self.bytes_read = 0
+    self._ranked = 0
+    self._reading: set[asyncio.Timeout] = set()
     self.app = self._make_app()
 
   def warm_up(self) -> None:
@@ -280,7 +293,7 @@ class Service:
       self._scorer.max_rows,
       self._metrics.batch_rows.observe,
     )
-    self._metrics.waiting.set_function(lambda: self.waiting)
+    self._metrics.waiting.set_function(lambda: self.waiting + self._ranked)
     yield
     self._batcher.close()
 
@@ -303,8 +316,13 @@ class Service:
     @app.post('/recommend', responses=_PROBLEMS)
     async def recommend(body: RecommendBody) -> RecommendReply:
       """The best items of the whole catalogue for one user, exactly."""
-      with self._admitted(len(self._items)):
+      if self.rankings >= MAX_RANKINGS:
+        raise _too_much('too many rankings are under way: ask again')
+      self.rankings += 1
+      try:
         return await self._recommend(body)
+      finally:
+        self.rankings -= 1
 
     @app.get('/healthz', responses={503: {'model': Health}})
     async def healthz(response: Response) -> Health:
@@ -347,7 +365,8 @@ class Service:
         )
       timestamp = one.timestamp
       if timestamp is None:
-        timestamp = self._served.last_timestamp + 1
+        own = (event.timestamp for event in one.history or ())
+        timestamp = max(self._served.last_timestamp, *own, 0) + 1
       events = sorted(
         (e for e in one.history or [] if e.timestamp < timestamp),
         key=lambda event: event.timestamp,
@@ -382,7 +401,7 @@ class Service:
     """
     # One that comes alone is taken however much it asks for.
     if self.waiting and self.waiting + num_rows > MAX_ROWS_WAITING:
-      raise HTTPException(429, 'too many rows wait: ask again')
+      raise _too_much('too many rows wait: ask again')
     self.waiting += num_rows
     try:
       yield
@@ -435,7 +454,12 @@ class Service:
     # A row has its history with it: so few are made at a time.
     for first in range(0, count, size):
       rows = self._rows([body], [self._items[first : first + size]])
-      parts.append(await self._logits(rows))
+      num_rows = len(rows)
+      self._ranked += num_rows
+      try:
+        parts.append(await self._logits(rows))
+      finally:
+        self._ranked -= num_rows
     logits = np.concatenate(parts).astype(np.float64)
     left = np.ones(count, bool)
     if body.leave_out_had:
@@ -459,11 +483,31 @@ class Service:
     _, item = self._served.encoder.had(asked)
     return item[item >= 0]
 
+  @contextlib.asynccontextmanager
+  async def reading(self) -> AsyncIterator[None]:
+    """Bounds the time that a body takes to come.
+
+    Raises:
+      TimeoutError: it took too long, or the process ends.
+    """
+    async with asyncio.timeout(BODY_SECONDS) as deadline:
+      self._reading.add(deadline)
+      try:
+        yield
+      finally:
+        self._reading.discard(deadline)
+
+  def stop_reading(self) -> None:
+    """Bodies that have not come by now are not waited for."""
+    now = asyncio.get_running_loop().time()
+    for deadline in self._reading:
+      if not deadline.expired():
+        deadline.reschedule(now)
+
   @contextlib.contextmanager
-  def answering(self, num_bytes: int) -> Iterator[None]:
+  def answering(self) -> Iterator[None]:
     """Counts a request that was read until it is answered, or nobody waits."""
     self.unanswered += 1
-    self.bytes_read += num_bytes
     try:
       yield
     except asyncio.CancelledError:
@@ -473,8 +517,6 @@ class Service:
       raise
     else:
       self.unanswered -= 1
-    finally:
-      self.bytes_read -= num_bytes
 
   def observe(self, path: str, status: int, seconds: float) -> None:
     """Counts an answer."""
@@ -496,10 +538,15 @@ async def _refuse(request: Request, error: Exception) -> Response:
   return _json_response(422, details)
 
 
+def _too_much(why: str) -> HTTPException:
+  return HTTPException(429, why, headers=_ASK_AGAIN)
+
+
 def _json_response(status: int, detail: Any) -> Response:
   # In ASCII: half of a surrogate pair has no UTF-8.
   text = json.dumps({'detail': detail})
-  return Response(text, status, media_type='application/json')
+  headers = _ASK_AGAIN if status == 429 else None
+  return Response(text, status, headers, 'application/json')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -508,6 +555,26 @@ class _Refused:
 
   status: int
   why: str
+
+
+@dataclasses.dataclass
+class _Body:
+  """What has come of a body.
+
+  Attributes:
+    parts: of it, until they are taken.
+    size: in bytes.
+    is_whole: all has come.
+  """
+
+  parts: list[bytes] = dataclasses.field(default_factory=list)
+  size: int = 0
+  is_whole: bool = False
+
+  def take(self) -> bytes:
+    whole = b''.join(self.parts)
+    self.parts.clear()
+    return whole
 
 
 class _Gone(Exception):
@@ -527,28 +594,33 @@ class _Guard:
     if scope['type'] != 'http':
       await self._app(scope, receive, send)
       return
-    begin, status = time.perf_counter(), 0
+    begin, status, body = time.perf_counter(), 0, _Body()
 
     async def answer(message: Any) -> None:
       nonlocal status
       if message['type'] == 'http.response.start':
         status = message['status']
-        if self._service.is_draining or status == 413:
+        # After a body that was not read the next request cannot be found.
+        if self._service.is_draining or not body.is_whole:
           headers = [*message.get('headers', ()), (b'connection', b'close')]
           message = {**message, 'headers': headers}
       await send(message)
 
     service = self._service
     try:
-      body = await self._body(scope, receive)
-      if isinstance(body, _Refused):
-        await _json_response(body.status, body.why)(scope, receive, answer)
+      if refused := await self._read(body, scope, receive):
+        await _json_response(refused.status, refused.why)(
+          scope, receive, answer
+        )
         return
-      with service.answering(len(body)):
-        await self._app_on(body, scope, receive, answer, lambda: status > 0)
+      with service.answering():
+        await self._app_on(
+          body.take(), scope, receive, answer, lambda: status > 0
+        )
     except _Gone:
       status = 499  # As proxies have it: nobody waits for an answer.
     finally:
+      service.bytes_read -= body.size
       path = getattr(scope.get('route'), 'path', 'other')
       seconds = time.perf_counter() - begin
       service.observe(path, status or 500, seconds)
@@ -593,8 +665,10 @@ class _Guard:
         task.cancel()
       await asyncio.wait({app, watcher})
 
-  async def _body(self, scope: Any, receive: Any) -> 'bytes | _Refused':
-    """The whole body.
+  async def _read(
+    self, body: '_Body', scope: Any, receive: Any
+  ) -> _Refused | None:
+    """Reads into `body`, which counts among `bytes_read`; or why not.
 
     Raises:
       _Gone: the connection ended before it.
@@ -603,17 +677,23 @@ class _Guard:
     for name, value in scope['headers']:
       if name == b'content-length' and int(value) > MAX_BODY_BYTES:
         return too_long
-    body = bytearray()
-    while True:
-      message = await receive()
-      if message['type'] == 'http.disconnect':
-        raise _Gone
-      body += message.get('body', b'')
-      if len(body) > MAX_BODY_BYTES:
-        return too_long
-      if not message.get('more_body', False):
-        break
-    # What a body becomes takes many times its bytes.
-    if self._service.bytes_read + len(body) > MAX_BYTES_READ:
-      return _Refused(429, 'too much waits: ask again')
-    return bytes(body)
+    service, more = self._service, True
+    try:
+      async with service.reading():
+        while more:
+          message = await receive()
+          if message['type'] == 'http.disconnect':
+            raise _Gone
+          part, more = message.get('body', b''), message.get('more_body', False)
+          if body.size + len(part) > MAX_BODY_BYTES:
+            return too_long
+          # What a body becomes takes many times its bytes.
+          if service.bytes_read + len(part) > MAX_BYTES_READ:
+            return _Refused(429, 'too much waits: ask again')
+          body.parts.append(part)
+          body.size += len(part)
+          service.bytes_read += len(part)
+    except TimeoutError:
+      return _Refused(408, 'the body did not come in time')
+    body.is_whole = True
+    return None

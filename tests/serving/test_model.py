@@ -69,10 +69,27 @@ def test_recommendations_are_the_best_of_all_scores(dataset, model):
     np.testing.assert_allclose(
       [logit for _, logit in of_user], scores[best], atol=1e-6
     )
+  # As numpy has a number, and of sizes that share a program.
+  assert model.recommend(users, np.int64(3)) == [of[:3] for of in found]
   [everything] = model.recommend(['u003'], 1000, leave_out_had=False)
   assert len(everything) == dataset.num_items
   [others] = model.recommend(['u003'], 1000)
   assert len(others) == dataset.num_items - len(set(had))
+
+
+def test_arrays_of_numpy_are_what_they_hold(model):
+  expected = model.score(
+    ['u001', '2'], ['i01', 'i02'], [9, 9], {'device': [1, 'x']}
+  )
+  found = model.score(
+    np.array(['u001', '2']),
+    np.array(['i01', 'i02']),
+    np.array([9, 9]),
+    {'device': np.array([1, 'x'], object)},
+  )
+  np.testing.assert_array_equal(found, expected)
+  numbers = {'device': np.array([1, 2])}
+  model.score(['u001', 'u002'], ['i01', 'i02'], context=numbers)
 
 
 def test_nothing_asked_is_nothing_answered(model):
@@ -88,6 +105,7 @@ def test_what_cannot_be_asked_is_a_sentence(model):
       lambda: model.score(['u001'], ['i01'], context={'colour': ['red']}),
       "'colour' is no context of the model: device",
     ),
+    (lambda: model.recommend(['u001'], 0), 'k=0 must be at least 1'),
     (
       lambda: model.recommend(['u001'], context={'device': []}),
       '0 of device',

@@ -161,6 +161,16 @@ def test_a_file_of_users_goes_on_where_it_stopped(
   assert not (tmp_path / 'out.csv.unfinished').exists()
 
 
+def test_a_number_of_json_stays_a_number(encoder, tmp_path):
+  path, output = tmp_path / 'users.jsonl', tmp_path / 'out.jsonl'
+  lines = [{'user': 7, 'device': 'phone'}, {'user': 'u001', 'device': None}]
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  recommend(encoder, output, path)
+  rows = [json.loads(line) for line in output.read_text().splitlines()]
+  assert [row['user'] for row in rows] == [7] * 4 + ['u001'] * 4
+  assert [row['rank'] for row in rows] == [1, 2, 3, 4] * 2
+
+
 def test_an_interruption_of_the_join_loses_nothing(
   encoder, tmp_path, monkeypatch
 ):

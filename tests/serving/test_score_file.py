@@ -1,6 +1,7 @@
 """Scores where they belong, in every format, and after any interruption."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -9,11 +10,11 @@ import pytest
 from eain_jax.data.lines import ReadOptions
 from eain_jax.errors import InputError, Interrupted
 from eain_jax.serving import score_file as module
-from eain_jax.serving.candidates import CandidateFile
+from eain_jax.serving.candidates import CandidateFile, Rows
 from eain_jax.serving.encoder import Encoder
 from eain_jax.serving.parts import FORMATS, output_format
 from eain_jax.serving.score_file import score_file
-from eain_jax.serving.scorer import Scorer
+from eain_jax.serving.scorer import Scorer, ask_rows
 
 COLUMNS = {n: n for n in ('user', 'item', 'timestamp', 'device')}
 PLAN = {'model': 'by hand'}
@@ -186,6 +187,76 @@ def test_rows_with_histories_of_their_own(encoder, tmp_path):
   found = score_file(Scorer(encoder, lengths, 4), file, output, PLAN, print)
   assert read(output)['score'].to_list() == [3, 0, 5, 1, 2]
   assert found['counts']['without_history'] == 1
+
+
+def test_shared_histories_are_looked_up_once(encoder):
+  """Rows that share one list, equal lists, other times, and none."""
+  first, second, none = ['i01', 'i02'], ['i03'], []
+  times, later, no_time = [10, 20], [30, 40], []
+  given = [
+    (first, times),
+    (second, [50]),
+    (none, no_time),
+    (first, times),
+    (first, later),
+    (none, no_time),
+    (['i01', 'i02'], [10, 20]),
+  ]
+  rows = Rows(
+    ['u000'] * 7,
+    ['i00'] * 7,
+    [90] * 7,
+    {'device': [None] * 7},
+    [history for history, _ in given],
+    [time for _, time in given],
+    {},
+  )
+  asked = []
+  find = encoder.items.find
+  spy = SimpleNamespace(
+    users=encoder.users,
+    items=SimpleNamespace(find=lambda ids: asked.append(len(ids)) or find(ids)),
+    categories=encoder.categories,
+  )
+  found = ask_rows(spy, rows).histories
+  number = {name: int(find([name])[0]) for name in ('i01', 'i02', 'i03')}
+  assert found.item.tolist() == [
+    number[name] for history, _ in given for name in history
+  ]
+  assert found.timestamp.tolist() == [t for _, times in given for t in times]
+  assert found.end.tolist() == [2, 3, 3, 5, 7, 7, 9]
+  # Two, one, two at other times, two that are equal only; the rows' own items.
+  assert sorted(asked) == [7, 7]
+
+
+def test_each_block_has_the_width_that_suits_it(encoder):
+  """A hundred candidates of a user, then a hundred users, and again."""
+  block = lambda users, items: Rows(
+    users,
+    items,
+    [1_500_000_000] * len(users),
+    {'device': ['phone'] * len(users)},
+    None,
+    None,
+    {},
+  )
+  users = [f'u{n:03}' for n in range(100)]
+  items = [f'i{n % 80:02}' for n in range(100)]
+  wide, narrow = block(['u000'] * 100, items), block(users, ['i05'] * 100)
+  shapes = []
+
+  def score(batch):
+    shapes.append((batch['target'].shape, len(batch['history'])))
+    return by_ids(batch)
+
+  found = Scorer(encoder, score, 128).score([wide, narrow, wide, narrow])
+  logits = [logits for _, logits, _ in found]
+  assert [shape for shape, _ in shapes] == [(1, 100), (128, 1)] * 2
+  # What many users need is no measure for one.
+  assert shapes[2] == shapes[0]
+  assert shapes[2][1] < shapes[1][1]
+  np.testing.assert_array_equal(logits[0], logits[2])
+  np.testing.assert_array_equal(logits[1], logits[3])
 
 
 def test_a_score_that_is_no_number_is_an_error(encoder, rows, tmp_path):

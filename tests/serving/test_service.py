@@ -22,6 +22,7 @@ from schemathesis.specs.openapi.checks import (
 
 import eain_jax
 from eain_jax.config import DinConfig, TrainConfig
+from eain_jax.serving import service as service_module
 from eain_jax.serving.export import export_run, flat_batch
 from eain_jax.serving.exported import open_export
 from eain_jax.serving.service import MAX_BODY_BYTES, Served, Service
@@ -153,13 +154,111 @@ def test_too_much_at_once_is_refused(service, client, monkeypatch):
   monkeypatch.setattr(service, 'waiting', 65_536)
   answer = client.post('/score', json={'requests': [one]})
   assert answer.status_code == 429
-  assert client.post('/recommend', json={'user': 'u001'}).status_code == 429
+  assert answer.headers['retry-after'] == '1'
   monkeypatch.setattr(service, 'waiting', 0)
+  monkeypatch.setattr(service, 'rankings', 8)
+  answer = client.post('/recommend', json={'user': 'u001'})
+  assert answer.status_code == 429
+  assert answer.headers['retry-after'] == '1'
+  monkeypatch.setattr(service, 'rankings', 0)
   monkeypatch.setattr(service, 'bytes_read', 32 << 20)
-  assert client.post('/score', json={'requests': [one]}).status_code == 429
+  answer = client.post('/score', json={'requests': [one]})
+  assert answer.status_code == 429
+  assert answer.headers['retry-after'] == '1'
   monkeypatch.setattr(service, 'bytes_read', 0)
   ask(client, [one])
   assert (service.waiting, service.unanswered, service.bytes_read) == (0, 0, 0)
+
+
+def test_a_ranking_has_a_piece_waiting_and_shuts_nobody_out(
+  service, client, monkeypatch
+):
+  """Of 80 items eight wait at a time, beside any that are asked for."""
+  with monkeypatch.context() as patch:
+    call = Recommendation(service, patch)
+    seen = []
+
+    async def leave():
+      await call.has_begun()
+      seen.append((service.waiting, service._ranked, service.rankings))
+      # One that comes alone is taken however much it asks for.
+      with service._admitted(1 << 18):
+        pass
+
+    client.portal.call(call.run, leave)
+    call.may_end.set()
+  assert seen == [(0, 8, 1)]
+  ask(client, [{'user': 'u001', 'items': ['i05']}])
+  assert (service.waiting, service._ranked, service.rankings) == (0, 0, 0)
+
+
+async def body_in_pieces(service, pieces, then):
+  """What /score answers to a body that comes so; `then` waits for the rest."""
+  chunks, sent = list(pieces), []
+
+  async def receive():
+    if chunks:
+      part = chunks.pop(0)
+      return {'type': 'http.request', 'body': part, 'more_body': True}
+    await then()
+    return {'type': 'http.disconnect'}
+
+  async def send(message):
+    sent.append(message)
+
+  scope = {
+    'type': 'http',
+    'method': 'POST',
+    'path': '/score',
+    'query_string': b'',
+    'headers': [(b'content-type', b'application/json')],
+  }
+  await service.app(scope, receive, send)
+  return sent[0]['status'] if sent else None
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(
+  service, client, monkeypatch
+):
+  never = lambda: asyncio.Event().wait()
+  monkeypatch.setattr(service_module, 'BODY_SECONDS', 0.05)
+  status = client.portal.call(body_in_pieces, service, [b'{'], never)
+  assert status == 408
+  monkeypatch.undo()
+  counted = []
+
+  async def end():
+    """As the process does at its end."""
+    counted.append(service.bytes_read)
+    service.stop_reading()
+    await never()
+
+  status = client.portal.call(body_in_pieces, service, [b'{', b'"'], end)
+  assert status == 408
+  # What has come so far counts, and goes with the body.
+  assert counted == [2]
+  assert counts(service) == (0, 0, 0)
+
+
+def test_bodies_that_come_slowly_count_together(service, client, monkeypatch):
+  monkeypatch.setattr(service_module, 'MAX_BYTES_READ', 10)
+  monkeypatch.setattr(service, 'bytes_read', 6)
+  never = lambda: asyncio.Event().wait()
+  pieces = [b'{', b'"req', b'uests"']
+  assert client.portal.call(body_in_pieces, service, pieces, never) == 429
+  assert service.bytes_read == 6
+
+
+def test_a_fresh_history_needs_no_time(client, model, dataset):
+  """Events after the data's last one are before a request without a time."""
+  last = dataset.manifest['last_timestamp']
+  events = [{'item': 'i02', 'timestamp': last + 500}]
+  one = {'user': 'u001', 'items': ['i05'], 'history': events}
+  stated = {**one, 'timestamp': last + 501}
+  empty = {**one, 'history': []}
+  [found, expected, without] = ask(client, [one, stated, empty])
+  assert found == expected
+  assert found['logits'] != without['logits']
 
 
 def test_a_failure_is_counted_and_hurts_nobody_else(
