@@ -297,7 +297,9 @@ def _refuse_empty() -> None:
   """
   for name in FLAGS:
     is_meant = name.endswith('_dir') or name in _NEVER_EMPTY
-    if is_meant and FLAGS[name].present and FLAGS[name].value == '':
+    value = FLAGS[name].value
+    # Not a number of users, which is a flag of that name, too.
+    if is_meant and FLAGS[name].present and value != 0 and not value:
       raise FlagError(f'--{name} is empty')
 
 

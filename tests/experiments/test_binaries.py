@@ -217,6 +217,16 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     # As of a variable of the shell that is not set.
     ('table1', ('--output_dir=x', '--dataset_dir='), 2, 'dataset_dir is empty'),
     ('table1', ('--output_dir=x', '--flags_dir='), 2, 'flags_dir is empty'),
+    # These would mean all interfaces, and all users.
+    ('serve', ('--work_dir=x', '--host='), 2, 'host is empty'),
+    (
+      'recommend',
+      ('--work_dir=x', '--output=x.csv', '--users='),
+      2,
+      'users is',
+    ),
+    # A number, if none that may be.
+    ('benchmark', ('--output_dir=x', '--users=0'), 2, 'users=0'),
     ('prepare_data', ('--output_dir=x',), 1, 'exactly one source'),
     ('prepare_data', ('stray', '--output_dir=x'), 2, 'is not a flag'),
   ],
