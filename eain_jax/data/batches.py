@@ -30,6 +30,7 @@ from eain_jax.data.features import (
   UNKNOWN,
   Feature,
   bucket_days,
+  names_of,
 )
 from eain_jax.data.row_plan import (
   DistinctFinder,
@@ -259,7 +260,6 @@ class Packer:
     dataset, size = self.dataset, self.num_requests
     event = self.part.event[rows]
     user = dataset.user[event]
-    of_kind = lambda kind: [f.name for f in self.features if f.kind == kind]
     start, end = self.history_range(rows)
     entry, segment = segment_ranges(start, end)
     if dataset.history_event is not None:
@@ -269,7 +269,10 @@ class Packer:
     requests = Requests(
       items_RC,
       dataset.user_ids[user],
-      {name: dataset.context_ids[name][event] for name in of_kind('context')},
+      {
+        name: dataset.context_ids[name][event]
+        for name in names_of(self.features, 'context')
+      },
       dataset.item[entry],
       segment,
       day[segment] - dataset.timestamp[entry] // SECONDS_PER_DAY,
@@ -277,7 +280,9 @@ class Packer:
     )
     batch = pack_requests(
       requests,
-      {name: dataset.item_ids[name] for name in of_kind('item')},
+      {
+        name: dataset.item_ids[name] for name in names_of(self.features, 'item')
+      },
       size,
       lambda needed: (
         num_events

@@ -7,7 +7,7 @@ and ids from 2 follow falling count, ties by value.
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import polars as pl
@@ -80,6 +80,11 @@ class Feature:
   num_rows: int
   max_values: int = 1
   multi_valued: bool = False
+
+
+def names_of(features: Iterable[Feature], kind: str) -> list[str]:
+  """Of the features of a kind, in their order."""
+  return [feature.name for feature in features if feature.kind == kind]
 
 
 def build_vocabulary(

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eain_jax.layers.moving_average import share_kept
+
 ACTIVATIONS = ('relu', 'dice', 'prelu', 'sigmoid')
 STATISTICS_DECAY = 0.99
 
@@ -104,8 +106,7 @@ class Dice(nn.Module):
 
   m and s are the mean and the standard deviation of the batch's valid rows
   in training and their moving averages else, so a score never depends on its
-  neighbours. Early batches count less back, min(.99, (1 + t) / (10 + t)), or
-  the averages would be the initial 0 and 1 for hundreds of steps.
+  neighbours; see `share_kept`.
 
   Attributes:
     axis_name: mapped axis over which the statistics are taken.
@@ -134,8 +135,7 @@ class Dice(nn.Module):
         x_NH, alpha_H, share_N, self.epsilon, self.axis_name
       )
       if not self.is_initializing():
-        step = count.value.astype(jnp.float32)
-        keep = jnp.minimum(STATISTICS_DECAY, (1 + step) / (10 + step))
+        keep = share_kept(STATISTICS_DECAY, count.value)
         # A batch without a valid row has no statistics.
         keep = jnp.where(total > 0, keep, 1.0)
         mean.value = keep * mean.value + (1 - keep) * mean_H

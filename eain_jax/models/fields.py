@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from eain_jax.data.features import Feature
+from eain_jax.data.features import Feature, names_of
 from eain_jax.layers.attention import mean_history
 from eain_jax.layers.embedding import EmbeddedBatch
 
@@ -69,12 +69,12 @@ def field_names(read: Sequence[Feature]) -> list[str]:
   Args:
     read: features that the model has tables of.
   """
-  of_kind = lambda kind: [f.name for f in read if f.kind == kind]
+  items = names_of(read, 'item')
   return [
-    *of_kind('user'),
-    *of_kind('item'),
-    *(f'history {name}' for name in of_kind('item')),
-    *of_kind('context'),
+    *names_of(read, 'user'),
+    *items,
+    *(f'history {name}' for name in items),
+    *names_of(read, 'context'),
   ]
 
 

@@ -7,6 +7,7 @@ as a loop. Order, negatives and losses are those of batches from the host.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from eain_jax.data.features import (
   PADDING,
   SECONDS_PER_DAY,
   Feature,
+  names_of,
 )
 from eain_jax.data.row_plan import planned_rows
 from eain_jax.errors import InputError
@@ -82,7 +84,7 @@ def make_columns(stream: TrainStream) -> Columns:
   day_of_target = day[event]
   if history is not None:
     item, day = item[history], day[history]
-  of_kind = lambda kind: [f.name for f in packer.features if f.kind == kind]
+  of_kind = functools.partial(names_of, packer.features)
   pad = lambda ids: np.pad(ids, [(1, 0)] + [(0, 0)] * (ids.ndim - 1))
   return Columns(
     {name: pad(dataset.item_ids[name]) for name in of_kind('item')},

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from eain_jax.config import TrainConfig
+from eain_jax.layers.moving_average import share_kept
 from eain_jax.training.state import TrainState
 
 
@@ -47,9 +48,8 @@ def track_average(decay: float) -> optax.GradientTransformation:
   """Keeps an exponential moving average of the parameters after each step.
 
   It stands last, where updates are what is added, and changes none. Early steps
-  count less back, min(decay, (1 + t) / (10 + t)), or the average would be that
-  of the initial values for long. Updated row by row, a row's average moves when
-  the row does.
+  count less back, see `share_kept`. Updated row by row, a row's average moves
+  when the row does.
   """
 
   def init(params):
@@ -59,8 +59,7 @@ def track_average(decay: float) -> optax.GradientTransformation:
 
   def update(updates, state, params=None):
     assert params is not None
-    step = state.count.astype(jnp.float32)
-    keep = jnp.minimum(decay, (1 + step) / (10 + step))
+    keep = share_kept(decay, state.count)
     average = jax.tree.map(
       lambda old, param, change: keep * old + (1 - keep) * (param + change),
       state.average,

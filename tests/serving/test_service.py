@@ -192,6 +192,17 @@ def test_a_ranking_has_a_piece_waiting_and_shuts_nobody_out(
   assert (service.waiting, service._ranked, service.rankings) == (0, 0, 0)
 
 
+def post_to(path):
+  """The scope of a POST of JSON, as ASGI has it."""
+  return {
+    'type': 'http',
+    'method': 'POST',
+    'path': path,
+    'query_string': b'',
+    'headers': [(b'content-type', b'application/json')],
+  }
+
+
 async def body_in_pieces(service, pieces, then):
   """What /score answers to a body that comes so; `then` waits for the rest."""
   chunks, sent = list(pieces), []
@@ -206,14 +217,7 @@ async def body_in_pieces(service, pieces, then):
   async def send(message):
     sent.append(message)
 
-  scope = {
-    'type': 'http',
-    'method': 'POST',
-    'path': '/score',
-    'query_string': b'',
-    'headers': [(b'content-type', b'application/json')],
-  }
-  await service.app(scope, receive, send)
+  await service.app(post_to('/score'), receive, send)
   return sent[0]['status'] if sent else None
 
 
@@ -322,14 +326,7 @@ class Recommendation:
       self.sent.append(message['type'])
       await asyncio.sleep(0)
 
-    scope = {
-      'type': 'http',
-      'method': 'POST',
-      'path': '/recommend',
-      'query_string': b'',
-      'headers': [(b'content-type', b'application/json')],
-    }
-    await self._app(scope, receive, send)
+    await self._app(post_to('/recommend'), receive, send)
 
 
 def counts(service):
