@@ -518,15 +518,16 @@ class TrainConfig(Settings):
   )
   plateau_factor: float = setting(
     0.1,
-    'The learning rate falls by this when validation GAUC stops rising.',
+    'The learning rate falls by this when validation GAUC stops rising; AUC '
+    'where fewer than 100 users have examples of both classes.',
     at_least=0,
     at_most=1,
   )
   plateau_patience: int = setting(
-    1, 'Evaluations without a better GAUC before it falls.', at_least=1
+    1, 'Evaluations without a better one before it falls.', at_least=1
   )
   early_stopping: int = setting(
-    2, 'Evaluations without a better GAUC before the run ends.', at_least=1
+    2, 'Evaluations without a better one before the run ends.', at_least=1
   )
   valid_negatives: int = setting(
     20,

@@ -76,15 +76,20 @@ def variant_names() -> list[str]:
 
 
 def left_out_of(
-  names: list[str], model: EainConfig, train: TrainConfig, dataset: Dataset
+  names: list[str],
+  model: EainConfig,
+  train: TrainConfig,
+  given: TrainConfig,
+  dataset: Dataset,
 ) -> dict[str, str]:
-  """By variant that cannot be tried why not.
+  """By variant that cannot be tried why not; see `why_not`.
 
   Raises:
     InputError: the user has named it, or none is left.
   """
   whys = {
-    name: why_not(VARIANTS[name], model, train, dataset) for name in names
+    name: why_not(VARIANTS[name], model, train, dataset, given)
+    for name in names
   }
   left_out = {name: why for name, why in whys.items() if why is not None}
   if left_out and (NAMES.value is not None or len(left_out) == len(names)):
@@ -106,7 +111,7 @@ def ablate(output_dir: Path, names: list[str]) -> None:
     lambda: resolve_config(dataset, 'eain', model, train)
   )
   left_out = processes.together(
-    lambda: left_out_of(names, model, chosen, dataset)
+    lambda: left_out_of(names, model, chosen, train, dataset)
   )
   variants = {name: VARIANTS[name] for name in names if name not in left_out}
   plan = {

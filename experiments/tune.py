@@ -102,6 +102,8 @@ def main() -> None:
   rich.print(
     trials_on_console(searched.objective, found['trials'], found['best'])
   )
+  if note := record.of_test_note(dataset):
+    print(note)
   print(f'flags: {output_dir / record.flags_file(model)}')
 
 

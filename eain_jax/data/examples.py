@@ -413,7 +413,7 @@ def make_part(
     block: some users' events.
     number: of the part, index in PARTS.
     task: next_item, rating or logged.
-    use_skip_above: apply (16-17).
+    use_skip_above: apply (16-17); of `next_item` training alone can have it.
     num_negatives: K, for `next_item`.
     sampler: draws evaluation candidates, for `next_item`; the negatives of
       training are drawn anew every epoch, not here.

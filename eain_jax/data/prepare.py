@@ -278,7 +278,8 @@ def _write_examples(
         made,
         number,
         task=task,
-        use_skip_above=config.skip_above,
+        # A test part that its own labels have thinned would be another task.
+        use_skip_above=config.skip_above and not number,
         num_negatives=config.negatives if not number else config.eval_negatives,
         sampler=sampler,
         seed=config.seed,
@@ -304,6 +305,13 @@ def _protocol_notes(task: str, split: str, config: PrepareConfig) -> list[str]:
     )
     if config.skip_above:
       notes.append(skip_above.NOTE)
+  elif config.skip_above:
+    notes.append(
+      'Skip Above works on the training part alone; evaluation keeps every '
+      'example. So training has fewer negatives a positive than what is '
+      'evaluated: probabilities come out too high there, which logloss and '
+      'calibration show.'
+    )
   if split == 'last_out_no_validation':
     notes.append(
       'last_out_no_validation: the model is selected on the test part, as DIN '

@@ -21,6 +21,8 @@ from eain_jax.evaluation import metrics
 from eain_jax.evaluation.intervals import auc_interval
 
 RANK_CUTOFF = 10
+# The mean AUC of fewer users is chance for the most part.
+MIN_GAUC_USERS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +146,15 @@ def evaluate_scores(dataset: Dataset, scored: ScoredPart) -> dict[str, Any]:
     ),
     'examples': len(scored.label),
   }
+
+
+def selects_by(values: Mapping[str, Any]) -> str:
+  """'gauc', or 'auc' where too few users have examples of both classes.
+
+  Args:
+    values: of `evaluate_scores`, of the validation part.
+  """
+  return 'gauc' if values['gauc_users'] >= MIN_GAUC_USERS else 'auc'
 
 
 def ceiling(dataset: Dataset, part_name: str) -> dict[str, float] | None:

@@ -15,7 +15,11 @@ import jax
 
 import eain_jax
 from eain_jax.errors import InputError
-from eain_jax.evaluation.evaluator import RANK_CUTOFF
+from eain_jax.evaluation.evaluator import (
+  MIN_GAUC_USERS,
+  RANK_CUTOFF,
+  selects_by,
+)
 from eain_jax.evaluation.intervals import (
   adjust_p,
   mean_interval,
@@ -313,9 +317,18 @@ def protocol(manifest: Mapping[str, Any], run: Run) -> dict[str, Any]:
       f'as the data have them, {ratio:.4g} a positive in training; evaluation '
       'is on the examples as they are.'
     )
-  has_gauc = math.isfinite(_number(run.result['valid']['gauc']))
-  # Without one user of both classes there is none.
-  chosen_by = 'GAUC' if has_gauc else 'AUC'
+  valid = run.result['valid']
+  chosen_by = METRIC_NAMES[selects_by(valid)]
+  chosen_over = f', over {valid["gauc_users"]:,} users'
+  if chosen_by == 'AUC':
+    chosen_over = (
+      f', for GAUC has {valid["gauc_users"]:,} users, fewer than '
+      f'{MIN_GAUC_USERS}'
+    )
+  if sampled:
+    few = run.settings['train_config']['valid_negatives']
+    if few < config['eval_negatives']:
+      chosen_over += f', and {few} of the negatives'
   choice = run.settings['train_config']['skip_above']
   if choice == 'on' or (choice == 'dataset' and config['skip_above']):
     where = 'on a simulated order' if sampled else "by the log's positions"
@@ -323,8 +336,8 @@ def protocol(manifest: Mapping[str, Any], run: Run) -> dict[str, Any]:
   entries |= {
     'History': f'the most recent {config["history_length"]} events before the '
     f'target; an example needs {manifest["min_history"]}.',
-    'Selection': f'the epoch with the best validation {chosen_by} is the one '
-    'tested; the learning rate falls and training stops by it too.',
+    'Selection': f'the epoch with the best validation {chosen_by}{chosen_over}, '
+    'is the one tested; the learning rate falls and training stops by it too.',
     'AUC': f'(21), exact, over all {test["examples"]:,} test examples '
     'together.',
     'GAUC': "the mean of users' own AUC, weighted by examples, over "

@@ -116,12 +116,30 @@ def _notes(
           f'{row["name"]} is {excess:.4f} above the ceiling, more than its '
           'sampling interval: look for a leak.'
         )
-  notes += run_notes(runs) + cut_notes(rows)
+  notes += run_notes(runs) + _unequal_updates(groups) + cut_notes(rows)
   if any('minus_eain' in row for row in rows):
     notes.append(pairing_note('EAIN'))
   if len({tuple(row['seeds']) for row in rows}) > 1:
     notes.append('Not every model was trained with the same seeds.')
   return notes
+
+
+def _unequal_updates(groups: Mapping[str, Sequence[Run]]) -> list[str]:
+  """What is to be said where --table_update=auto chose by a model's size."""
+  by_choice: dict[str, list[str]] = {}
+  for model, runs in groups.items():
+    choice = runs[0].settings['train_config']['table_update']
+    by_choice.setdefault(choice, []).append(NAMES.get(model, model))
+  if len(by_choice) < 2:
+    return []
+  each = '; '.join(
+    f'--table_update={choice} for {", ".join(names)}'
+    for choice, names in by_choice.items()
+  )
+  return [
+    f'The models were not trained alike: {each}. Row by row a penalty acts on '
+    'the rows of the batch alone, and mostly no moving average is kept.'
+  ]
 
 
 def _named(sentence: str) -> str:

@@ -63,7 +63,8 @@ class Record:
   """What the loop remembers beside the state.
 
   Attributes:
-    best_gauc: of all evaluations so far.
+    best_value: of all evaluations so far, of GAUC, or AUC as `selects_by` has
+      it.
     best_step: its step.
     stale_evaluations: since the best.
     stale_at_rate: since the best, or since the learning rate fell.
@@ -75,7 +76,7 @@ class Record:
     together: the most runs that shared these seconds, this one included.
   """
 
-  best_gauc: float = -math.inf
+  best_value: float = -math.inf
   best_step: int = -1
   stale_evaluations: int = 0
   stale_at_rate: int = 0
@@ -332,6 +333,8 @@ def _result(
     'model': plan.model_name,
     'version': eain_jax.__version__,
     'dataset': dataset.fingerprint,
+    'task': dataset.task,
+    'split': dataset.manifest['split'],
     'seed': setup.config.seed,
     'parameters': setup.num_parameters,
     'best_step': record.best_step,
@@ -707,15 +710,14 @@ def _evaluate_boundary(
   values = evaluator.evaluate_scores(plan.dataset, scored)
   plan.stop.can_end = False  # There is something to save.
   record.evaluated_step = step
-  # Without one user of both classes there is no GAUC to select on.
-  gauc = values['gauc'] if math.isfinite(values['gauc']) else values['auc']
-  if not math.isfinite(gauc):
+  chosen_by = values[evaluator.selects_by(values)]
+  if not math.isfinite(chosen_by):
     raise InputError(
       'the validation part has examples of one class alone, so no model can '
       'be selected on it: prepare the dataset with another split'
     )
-  if gauc > record.best_gauc:
-    record.best_gauc, record.best_step = gauc, step
+  if chosen_by > record.best_value:
+    record.best_value, record.best_step = chosen_by, step
     record.stale_evaluations = record.stale_at_rate = 0
     # Copies: the step reuses the buffers of the state that it is given.
     best = jax.tree.map(lambda x: x.copy(), (params, stats))

@@ -34,7 +34,7 @@ CONFIG_FILE, METRICS_FILE, TIMINGS_FILE, RESULT_FILE = (
 )
 # Raised by whoever changes what a run computes from the same settings: a run
 # does not go on by other arithmetic than it began with.
-ARITHMETIC_VERSION = 4
+ARITHMETIC_VERSION = 5
 # These decide the bits too.
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 # A run may go on on other devices than it began on.
@@ -48,6 +48,18 @@ FREE_SETTINGS = (
 _FREE = {'dataset.path', *(f'train_config.{name}' for name in FREE_SETTINGS)}
 
 
+def software() -> dict[str, Any]:
+  """What decides the bits of a run beside its settings and its data."""
+  return {
+    'version': eain_jax.__version__,
+    'arithmetic_version': ARITHMETIC_VERSION,
+    'libraries': {
+      'python': '.'.join(platform.python_version_tuple()[:2]),
+      **{name: version(name) for name in _LIBRARIES},
+    },
+  }
+
+
 def settings_of(
   dataset: Dataset,
   model_name: str,
@@ -56,12 +68,7 @@ def settings_of(
 ) -> dict[str, Any]:
   """What identifies a run; `config` has nothing left open."""
   return {
-    'version': eain_jax.__version__,
-    'arithmetic_version': ARITHMETIC_VERSION,
-    'libraries': {
-      'python': '.'.join(platform.python_version_tuple()[:2]),
-      **{name: version(name) for name in _LIBRARIES},
-    },
+    **software(),
     'dataset': {
       'path': str(dataset.path.resolve()),
       'fingerprint': dataset.fingerprint,

@@ -7,6 +7,7 @@ from typing import Any
 from eain_jax.config import EainConfig, TrainConfig
 from eain_jax.data.dataset import Dataset
 from eain_jax.data.skip_above import has_skip_above
+from eain_jax.training.setup import resolve_config
 
 PARTS, CHOICES, ADDITIONS = (
   'Parts of the paper',
@@ -210,8 +211,33 @@ def changed_configs(
   )
 
 
-def why_not(
+def _updated_otherwise(
   variant: Variant, model: EainConfig, train: TrainConfig, dataset: Dataset
+) -> str | None:
+  """Why not, where --table_update=auto would choose otherwise than for EAIN.
+
+  Penalties and the moving average follow that choice, so it is a change, too.
+  """
+  if train.table_update != 'auto':
+    return None
+  own, changed = (
+    resolve_config(dataset, 'eain', *configs).table_update
+    for configs in ((model, train), changed_configs(variant, model, train))
+  )
+  if own == changed:
+    return None
+  return (
+    f'its size has --table_update=auto choose {changed}, and for EAIN {own}, '
+    'which is a second change: name one of them'
+  )
+
+
+def why_not(
+  variant: Variant,
+  model: EainConfig,
+  train: TrainConfig,
+  dataset: Dataset,
+  given: TrainConfig | None = None,
 ) -> str | None:
   """Why a variant would not differ, or cannot be; None where it can.
 
@@ -220,6 +246,7 @@ def why_not(
     model: what it is compared with.
     train: the same, of training, with all that was left open chosen.
     dataset: as that is trained on.
+    given: `train` before what was left open was chosen; None: all was given.
   """
   for name, value in variant.needs.items():
     if getattr(model, name) != value:
@@ -241,4 +268,7 @@ def why_not(
         f'the negatives of a {dataset.task} dataset are not sampled, so it '
         'must be prepared otherwise'
       )
-  return None
+  if given is None:
+    return None
+  given = dataclasses.replace(given, batch_size=train.batch_size)
+  return _updated_otherwise(variant, model, given, dataset)

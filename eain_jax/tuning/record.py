@@ -6,11 +6,14 @@ from typing import Any
 
 import eain_jax
 from eain_jax.artifacts import write_json, write_manifest, write_text
+from eain_jax.data.dataset import Dataset
 from eain_jax.errors import InputError
 from eain_jax.tuning.search import Search, Trial
 from eain_jax.tuning.space import as_flags
 
 RECORD_FILE = 'tune.json'
+# It is a setting of the data, which all models of a table share.
+_OF_ALL_MODELS = 'skip_above'
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial:
@@ -31,6 +34,16 @@ def best_trial(trials: Sequence[Trial]) -> Trial:
       f'not one trial has a value of the objective{why}: allow more --trials'
     )
   return max(done, key=lambda trial: (trial.value, -trial.number))
+
+
+def of_test_note(dataset: Dataset) -> str:
+  """What is to be said where validation is the test part; '' elsewhere."""
+  if dataset.manifest['split'] != 'last_out_no_validation':
+    return ''
+  return (
+    'last_out_no_validation: the validation part IS the test part, so this '
+    'was chosen on test; for comparing with published numbers only'
+  )
 
 
 def flags_file(model: str) -> str:
@@ -69,10 +82,15 @@ def write_record(
     f'# {search.objective} {best.value:.5f} on the validation part of dataset',
     f'# {search.dataset.fingerprint}',
     f'# trial {best.number} of {len(trials)}, '
-    f'{len(space.distributions)} settings searched; test was not looked at',
+    f'{len(space.distributions)} settings searched',
+    f'# {of_test_note(search.dataset) or "test was not looked at"}',
     f'# eain_jax {eain_jax.__version__}',
-    *as_flags({**fixed, **best.values}),
   ]
+  flags = {**fixed, **best.values}
+  if _OF_ALL_MODELS in flags:
+    value = flags.pop(_OF_ALL_MODELS)
+    lines.append(f'# to be used with --{_OF_ALL_MODELS}={value}')
+  lines += as_flags(flags)
   write_text(search.folder / flags_file(space.model), '\n'.join(lines) + '\n')
   names = (RECORD_FILE, flags_file(space.model))
   write_manifest(search.folder, names)

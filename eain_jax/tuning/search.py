@@ -22,11 +22,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-import eain_jax
 from eain_jax.data.dataset import Dataset
 from eain_jax.errors import BadSettings, InputError
 from eain_jax.training import loop
-from eain_jax.training.run_folder import METRICS_FILE
+from eain_jax.training.run_folder import METRICS_FILE, software
 from eain_jax.training.run_log import Report
 from eain_jax.training.run_set import deciding
 from eain_jax.tuning.space import Space, describe
@@ -87,9 +86,10 @@ class Search:
   def plan(self) -> dict[str, Any]:
     """Everything that decides which trials there are, but for their number."""
     return {
-      'version': eain_jax.__version__,
+      **software(),
       'optuna': optuna.__version__,
       'dataset': self.dataset.fingerprint,
+      'split': self.dataset.manifest['split'],
       'model': self.space.model,
       'model_config': self.space.model_config.to_dict(),
       'train_config': deciding(self.space.train_config),

@@ -196,7 +196,22 @@ def test_logged_skip_above(tmp_path):
   # r1 loses c below its last click; r3 has no click and goes whole.
   assert train.label.tolist() == [0, 1, 1, 1]
   assert manifest['counts']['train']['dropped_by_skip_above'] == 3
-  assert manifest['counts']['valid']['examples'] == 2
+
+
+def test_what_is_evaluated_loses_nothing_to_skip_above(tmp_path):
+  manifest, folder = make(
+    tmp_path,
+    LOG_ROWS,
+    'u,i,t,q,p,c',
+    LOG_COLUMNS,
+    time_fractions=(0.5, 0.4, 0.1),
+    skip_above=True,
+  )
+  # r3 has no click and would go whole; training loses c of r1.
+  assert open_dataset(folder).parts['valid'].label.tolist() == [0, 0, 0, 1]
+  assert manifest['counts']['valid']['dropped_by_skip_above'] == 0
+  assert manifest['counts']['train']['dropped_by_skip_above'] == 1
+  assert any('training part alone' in note for note in manifest['notes'])
 
 
 def test_the_gap_does_not_tell_what_was_taken(tmp_path):

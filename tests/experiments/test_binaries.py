@@ -1,5 +1,8 @@
 """The binaries as a user runs them: output, files, exit codes, sentences."""
 
+import collections
+import csv
+import gzip
 import json
 import os
 import shutil
@@ -307,7 +310,7 @@ def test_real_files_give_their_counts(name, tmp_path):
 def test_real_ranked_clicks_skip_above(tmp_path):
   if not DATA.is_dir():
     pytest.skip('the real files are not beside the project')
-  totals = {}
+  parts = {}
   for skip in (False, True):
     out = tmp_path / str(skip)
     succeed(
@@ -319,14 +322,21 @@ def test_real_ranked_clicks_skip_above(tmp_path):
       *(['--skip_above'] if skip else []),
     )
     counts = json.loads((out / 'manifest.json').read_text())['counts']
-    parts = [counts[part] for part in ('train', 'valid', 'test')]
-    totals[skip] = {
-      name: sum(part[name] for part in parts)
-      for name in ('examples', 'positives', 'requests')
-    }
-  assert totals[False] == {
-    'examples': 28720,
-    'positives': 1293,
-    'requests': 2872,
+    parts[skip] = [counts[part] for part in ('train', 'valid', 'test')]
+  total = {
+    name: sum(part[name] for part in parts[False])
+    for name in ('examples', 'positives', 'requests')
   }
-  assert totals[True] == {'examples': 2990, 'positives': 1293, 'requests': 805}
+  assert total == {'examples': 28720, 'positives': 1293, 'requests': 2872}
+  assert parts[True][1:] == parts[False][1:]
+  assert parts[True][0]['positives'] == parts[False][0]['positives']
+  # By hand, of the lists before the cut: up to each list's last click.
+  clicks = collections.defaultdict(list)
+  with gzip.open(DATA / 'ranked_clicks' / 'events.tsv.gz', 'rt') as file:
+    for row in csv.DictReader(file, delimiter='\t'):
+      clicks[int(row['list'])].append(int(row['click']))
+  kept = [len(c) - c[::-1].index(1) if 1 in c else 0 for c in clicks.values()]
+  assert sum(kept) == 2990
+  train = kept[: parts[False][0]['requests']]
+  assert parts[True][0]['examples'] == sum(train)
+  assert parts[True][0]['requests'] == sum(count > 0 for count in train)

@@ -41,7 +41,7 @@ def open_checkpoints(folder):
 
 
 def loop_of(step):
-  return {'best_gauc': 0.5 + step / 100, 'evaluated_step': step}
+  return {'best_value': 0.5 + step / 100, 'evaluated_step': step}
 
 
 def number_of(step):

@@ -43,7 +43,7 @@ def make_metrics(auc, **changed):
     'auc': auc,
     'auc_ci95': 0.002,
     'gauc': auc - 0.01,
-    'gauc_users': 10,
+    'gauc_users': 120,
     'gauc_users_skipped': 1,
     'logloss': 1 - auc,
     'calibration': 1.01,

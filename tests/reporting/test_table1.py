@@ -65,6 +65,14 @@ def test_contract_of_the_json(fake):
   assert 'seed' not in table['settings']['models']['eain']['train_config']
 
 
+def test_models_whose_tables_are_updated_otherwise_are_named(fake):
+  runs = [fake.run('lr', 0), fake.run('eain', 0, table_update='rowwise')]
+  [note] = [n for n in _build(fake, runs)['notes'] if 'not trained alike' in n]
+  assert '--table_update=auto for LR; --table_update=rowwise for EAIN' in note
+  notes = _build(fake, fake.runs(2))['notes']
+  assert not any('not trained alike' in n for n in notes)
+
+
 def test_rows_follow_the_order_of_the_paper_whatever_the_runs_order(fake):
   runs = fake.runs(2)
   order = ['lr', 'mf', 'dnn', 'din', 'deepfm', 'eain']

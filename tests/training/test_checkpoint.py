@@ -13,7 +13,7 @@ from eain_jax.training.setup import set_up
 BATCH_SIZE = 320
 CONFIG = TrainConfig(batch_size=BATCH_SIZE, table_update='rowwise')
 ONE = ('none', 0)
-LOOP = {'best_step': 3, 'best_gauc': 0.75, 'evaluated_step': 3}
+LOOP = {'best_step': 3, 'best_value': 0.75, 'evaluated_step': 3}
 
 
 def run_setup(dataset, small_config, parallelism, num_devices):

@@ -6,6 +6,8 @@ import pytest
 
 from eain_jax.config import EainConfig, TrainConfig
 from eain_jax.data.skip_above import with_skip_above
+from eain_jax.training import table_update
+from eain_jax.training.setup import resolve_config
 from eain_jax.training.variants import VARIANTS, changed_configs, why_not
 
 
@@ -62,3 +64,23 @@ def test_what_would_change_nothing_is_refused_with_its_reason(dataset):
   manifest = {**dataset.manifest, 'task': 'rating'}
   log = dataclasses.replace(dataset, manifest=manifest)
   assert 'negatives of a rating dataset' in why('skip_above', log)
+
+
+def test_a_change_of_how_tables_are_updated_is_a_second_change(
+  dataset, monkeypatch
+):
+  model, given = EainConfig(), TrainConfig(batch_size=64)
+  variant = VARIANTS['no_linear']
+  chosen = resolve_config(dataset, 'eain', model, given)
+  assert chosen.table_update == 'dense'
+  assert why_not(variant, model, chosen, dataset, given) is None
+  # 32 columns fit in, 33 do not.
+  rows = sum(f.num_rows for f in dataset.features if f.kind != 'user')
+  monkeypatch.setattr(table_update, 'MAX_PENALISED_VALUES', 32 * rows)
+  monkeypatch.setattr(table_update, 'ROW_COST', 0.0)
+  rowwise = resolve_config(dataset, 'eain', model, given)
+  assert rowwise.table_update == 'rowwise'
+  why = why_not(variant, model, rowwise, dataset, given)
+  assert why and 'choose dense, and for EAIN rowwise' in why
+  named = dataclasses.replace(given, table_update='dense')
+  assert why_not(variant, model, named, dataset, named) is None

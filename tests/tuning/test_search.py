@@ -17,7 +17,7 @@ from eain_jax.artifacts import check_manifest
 from eain_jax.config import DinConfig, EainConfig, TrainConfig
 from eain_jax.errors import BadSettings, InputError, Interrupted
 from eain_jax.reporting.console import trials_on_console
-from eain_jax.training import loop
+from eain_jax.training import loop, run_folder
 from eain_jax.training.run_folder import METRICS_FILE
 from eain_jax.tuning.record import best_trial, write_record
 from eain_jax.tuning.search import Search, Trial
@@ -278,6 +278,34 @@ def test_record_and_flags(dataset, tmp_path, monkeypatch):
     **fixed,
     **{name: str(value) for name, value in best.values.items()},
   }
+
+
+def test_a_search_on_test_says_so(dataset, tmp_path, monkeypatch):
+  manifest = {**dataset.manifest, 'split': 'last_out_no_validation'}
+  published = dataclasses.replace(dataset, manifest=manifest)
+  for data, note, split in (
+    (dataset, 'test was not looked at', 'last_out'),
+    (published, 'the validation part IS the test part', manifest['split']),
+  ):
+    search = make_search(data, tmp_path / split)
+    trials, _ = run(search, 1, monkeypatch)
+    record = write_record(search, trials, {'skip_above': 'on'}, 'python -m x')
+    assert record['split'] == split
+    lines = (search.folder / 'din.flags').read_text().splitlines()
+    assert sum(note in line for line in lines) == 1
+    # A table takes it as a flag of its own, and not in a file.
+    assert '# to be used with --skip_above=on' in lines
+    assert 'skip_above' not in read_flags(search.folder / 'din.flags')
+
+
+def test_a_search_goes_on_by_the_arithmetic_that_it_began_with(
+  dataset, tmp_path, monkeypatch
+):
+  search = make_search(dataset, tmp_path)
+  before = search.plan()
+  assert before['libraries'].keys() >= {'jax', 'optax', 'numpy'}
+  monkeypatch.setattr(run_folder, 'ARITHMETIC_VERSION', 0)
+  assert search.plan() == {**before, 'arithmetic_version': 0}
 
 
 def test_the_best_is_the_first_of_equals_and_never_nan():
