@@ -67,7 +67,7 @@ NUM_EVENTS = flags.DEFINE_integer(
 )
 cli.define_verify()
 cli.define_models()
-cli.define_config(TrainConfig)
+cli.define_config(TrainConfig, without=('seed',))
 
 DATASET_FOLDER = 'dataset'
 MODULE = 'experiments.table1'
@@ -75,6 +75,11 @@ MODULE = 'experiments.table1'
 
 def jobs_from_flags() -> tuple[list[Job], str]:
   """The runs of the table, by model, then by seed; and what is unequal."""
+  if DATASET_DIR.value and cli.FLAGS['num_events'].present:
+    raise cli.FlagError(
+      '--num_events is the size of the synthetic world, and --dataset_dir '
+      'names another dataset'
+    )
   models = tuple(MODELS.value)
   repeated = len(set(models)) != len(models)
   if not models or repeated:

@@ -117,6 +117,17 @@ class NegativeSampler:
     drawn = np.searchsorted(self.cumulative, uniform, side='right')
     return np.minimum(drawn, self.num_items - 1).astype(np.int32)
 
+  def log_probability(self, item: np.ndarray) -> np.ndarray:
+    """float64, like `item`: log of one draw's probability, but for a constant.
+
+    -10,000 for an item that is never drawn: a positive, for sure.
+    """
+    if self.cumulative is None:
+      return np.zeros(item.shape)
+    with np.errstate(divide='ignore'):
+      log_q = np.log(np.diff(self.cumulative, prepend=0.0))
+    return np.maximum(log_q, -10_000.0)[item]
+
   def draw(
     self,
     stream: int,
@@ -418,7 +429,8 @@ def make_part(
     sampler: draws evaluation candidates, for `next_item`; the negatives of
       training are drawn anew every epoch, not here.
     seed: of the simulated order.
-    true_preference: maps (event [R], items [R, 1 + K]) to the true score.
+    true_preference: maps (event [R], items [R, 1 + K]) to the true score
+      against uniform negatives.
 
   Returns:
     The part, its requests numbered from 0 in the block, and its counts.
@@ -463,8 +475,9 @@ def make_part(
       if true_preference is not None:
         own = block.log.item[rows][:, None]
         shown = np.concatenate([own, candidates], axis=1)
-        truth = true_preference(event, shown).astype(np.float32)
-        part = dataclasses.replace(part, truth=truth)
+        # What is drawn often as a negative says less for being one.
+        truth = true_preference(event, shown) - sampler.log_probability(shown)
+        part = dataclasses.replace(part, truth=truth.astype(np.float32))
   has_positive = np.zeros(num_requests, bool)
   has_positive[numbered[part.label == 1]] = True
   counts = ExampleCounts(

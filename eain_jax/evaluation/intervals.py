@@ -160,8 +160,9 @@ def auc_interval(label_N: npt.ArrayLike, score_N: npt.ArrayLike) -> Interval:
   share of positives above it, ties half; the variance of the AUC is the sum,
   over the two classes, of the placements' sample variance by the number of
   placements. It answers how the AUC would vary with other examples, not with
-  other seeds, and takes examples as independent: of several per user or
-  request it is too narrow. At an AUC of 0 or 1 its width is 0.
+  other seeds, and takes examples as independent. Those of one user are not:
+  where users differ in how hard they are it is too narrow, where whole users
+  score higher or lower, too wide. At an AUC of 0 or 1 its width is 0.
 
   Args:
     label_N: [N] of 0 and 1, any dtype.

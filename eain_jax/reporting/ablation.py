@@ -1,7 +1,7 @@
 """An ablation: EAIN, and what each change to it does to the numbers.
 
 A difference is called shown where its p-value, paired over seeds and corrected
-for all changes that were tried, is below .05; of any other it is said that no
+for all changes of its table, is below .05; of any other it is said that no
 difference is shown, which is not that there is none.
 """
 
@@ -50,7 +50,7 @@ def _sentence(differences: Mapping[str, Mapping[str, Any]], metric: str) -> str:
   if abs(difference['mean']) > difference['ci95']:
     return (
       f'no difference in {label} shown: {text} leaves 0 out, but not once '
-      f'corrected for all changes tried, {p}'
+      f'corrected for all changes of this table, {p}'
     )
   return f'no difference in {label} shown: {text} holds 0'
 
@@ -108,6 +108,10 @@ def _notes(
       f'With {seeds} seeds only large differences can be shown; that none is '
       'shown is no proof that a part does nothing.'
     )
+  notes.append(
+    'A change keeps all other settings, which were not looked for with it: one '
+    'that is worse might be less so with settings of its own.'
+  )
   return notes + run_notes(runs) + cut_notes([base, *rows])
 
 

@@ -3,7 +3,9 @@
 A claim holds or fails by the means. It holds only where all the models that it
 names were measured; one contrary model suffices to fail it. Over several seeds
 a difference has an interval, and one that contains the claim's boundary leaves
-it undecided; over one seed there is none, and the sentence says so.
+it undecided; over one seed there is none, and the sentence says so. For a claim
+every one of its comparisons must be sure, which needs no correction; against it
+one suffices, so there the p-values are corrected for all of them.
 """
 
 import itertools
@@ -11,7 +13,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eain_jax.evaluation.intervals import Interval, paired_difference
+from eain_jax.evaluation.intervals import (
+  Interval,
+  PairedDifference,
+  adjust_p,
+  paired_difference,
+)
 from eain_jax.reporting import paper
 
 NAMES = {
@@ -37,6 +44,7 @@ METRIC_NAMES = {
   'calibration': 'Calibration',
   'ece': 'ECE',
 }
+_LEVEL = 0.05
 _ROUNDING = 0.001  # two printed figures, half a unit of the third decimal each
 
 Row = Mapping[str, Any]
@@ -52,7 +60,12 @@ def signed(value: float, half_width: float | None = None) -> str:
   return f'{value:+.1e}'
 
 
-def _difference(row: Row, other: Row, metric: str) -> Interval | None:
+def tells_apart(rows: Sequence[Row], metric: str) -> bool:
+  """Whether a metric has two values; Recall@10 of ten candidates has not."""
+  return len({value for row in rows for value in row[metric]['values']}) > 1
+
+
+def _difference(row: Row, other: Row, metric: str) -> PairedDifference | None:
   """Of two models over the seeds that both have; None without a number."""
   values = dict(zip(row['seeds'], row[metric]['values'], strict=True))
   others = dict(zip(other['seeds'], other[metric]['values'], strict=True))
@@ -72,15 +85,24 @@ def _is_resolved(interval: Interval, boundary: float) -> bool | None:
 
 
 def _all_resolved(
-  agreeing: Sequence[bool | None], contrary: Sequence[bool | None]
+  agrees: Sequence[bool], differences: Sequence[PairedDifference | None]
 ) -> bool | None:
-  """`_is_resolved` of a claim of several comparisons.
+  """`_is_resolved` of a claim of several comparisons with 0.
 
   Against it one sure comparison suffices; for it every one must be sure.
+
+  Args:
+    agrees: by comparison whether its mean is as claimed.
+    differences: of the same; None without a seed in common.
   """
-  if contrary:
-    return True if True in contrary else None if None in contrary else False
-  return False if False in agreeing else None if None in agreeing else True
+  if all(agrees):
+    sure = [one and _is_resolved(one, 0.0) for one in differences]
+    return False if False in sure else None if None in sure else True
+  p_values = adjust_p([one.p if one else math.nan for one in differences])
+  contrary = [p for p, agree in zip(p_values, agrees, strict=True) if not agree]
+  if any(p < _LEVEL for p in contrary):
+    return True
+  return None if any(math.isnan(p) for p in contrary) else False
 
 
 def _uncertainty(interval: Interval, row: Row, other: Row, metric: str) -> str:
@@ -137,23 +159,25 @@ def _order_claim(rows: Mapping[str, Row]) -> dict[str, Any]:
   ]
   if len(models) < 2:
     return _claim(claim, 'auc', None, None, 'Fewer than two of them have one.')
-  verdicts = []
-  for low, high in itertools.combinations(models, 2):
-    difference = _difference(rows[high], rows[low], 'auc')
-    holds = rows[high]['auc']['mean'] > rows[low]['auc']['mean']
-    verdicts.append((holds, difference and _is_resolved(difference, 0.0)))
-  agreeing = [resolved for holds, resolved in verdicts if holds]
-  contrary = [resolved for holds, resolved in verdicts if not holds]
-  resolved = _all_resolved(agreeing, contrary)
+  pairs = list(itertools.combinations(models, 2))
+  agrees = [
+    rows[high]['auc']['mean'] > rows[low]['auc']['mean'] for low, high in pairs
+  ]
+  differences = [
+    _difference(rows[high], rows[low], 'auc') for low, high in pairs
+  ]
+  resolved = _all_resolved(agrees, differences)
   measured = sorted(models, key=lambda model: rows[model]['auc']['mean'])
   sentence = (
     'Measured: '
     + ' < '.join(
       f'{rows[m]["name"]} {rows[m]["auc"]["mean"]:.4f}' for m in measured
     )
-    + f'; {len(agreeing)} of {len(verdicts)} pairs are in the printed order'
+    + f'; {sum(agrees)} of {len(pairs)} pairs are in the printed order'
   )
-  unresolved = sum(resolved is False for _, resolved in verdicts)
+  unresolved = sum(
+    one is not None and _is_resolved(one, 0.0) is False for one in differences
+  )
   if unresolved:
     sentence += (
       f', and {unresolved} differ by less than the interval over seeds'
@@ -161,7 +185,7 @@ def _order_claim(rows: Mapping[str, Row]) -> dict[str, Any]:
   absent = [NAMES[m] for m in printed if m not in models]
   if absent:
     sentence += f'; not measured: {", ".join(absent)}'
-  holds = False if contrary else None if absent else True
+  holds = False if not all(agrees) else None if absent else True
   return _claim(claim, 'auc', holds, resolved, sentence + '.')
 
 
@@ -184,6 +208,9 @@ def _best_claim(rows: Mapping[str, Row], metric: str) -> dict[str, Any]:
     missing = 'other model' if 'eain' in measured else 'EAIN'
     return _claim(claim, metric, None, None, f'No {missing} was measured.')
   eain = measured['eain']
+  if not tells_apart(list(measured.values()), metric):
+    same = f'Every model has {eain[metric]["mean"]:.4f}, whatever it predicts.'
+    return _claim(claim, metric, None, None, same)
   rival = max(rivals.values(), key=lambda row: row[metric]['mean'])
   sentence = (
     f'EAIN {eain[metric]["mean"]:.4f}, the best other model, {rival["name"]}, '
@@ -195,36 +222,29 @@ def _best_claim(rows: Mapping[str, Row], metric: str) -> dict[str, Any]:
   else:
     error = _uncertainty(difference, eain, rival, metric)
     sentence += f': {signed(difference.mean)} ({error})'
-  # By model, whether EAIN is above, and whether that is sure.
-  ahead: dict[str, bool] = {}
-  sure: dict[str, bool | None] = {}
-  for model, row in rivals.items():
-    difference = _difference(eain, row, metric)
-    ahead[model] = eain[metric]['mean'] > row[metric]['mean']
-    sure[model] = difference and _is_resolved(difference, 0.0)
-  unsure = [
-    row['name']
-    for model, row in rivals.items()
-    if sure[model] is False and row is not rival
+  ahead = [eain[metric]['mean'] > r[metric]['mean'] for r in rivals.values()]
+  differences = [_difference(eain, row, metric) for row in rivals.values()]
+  unsettled = [
+    row
+    for row, one in zip(rivals.values(), differences, strict=True)
+    if one is not None and _is_resolved(one, 0.0) is False
   ]
+  unsure = [row['name'] for row in unsettled if row is not rival]
   if unsure:
     sentence += (
       f'; nor does the interval over seeds settle {", ".join(unsure)}'
-      if sure[rival['model']] is False
+      if rival in unsettled
       else f'; the interval over seeds does not settle {", ".join(unsure)}'
     )
   absent = [NAMES[m] for m in paper.TABLE_1 if m not in measured]
   if absent:
     sentence += f'; not measured: {", ".join(absent)}'
-  holds = all(ahead.values())
+  holds = all(ahead)
   return _claim(
     claim,
     metric,
     None if holds and absent else holds,
-    _all_resolved(
-      [sure[model] for model in rivals if ahead[model]],
-      [sure[model] for model in rivals if not ahead[model]],
-    ),
+    _all_resolved(ahead, differences),
     sentence + '.',
   )
 

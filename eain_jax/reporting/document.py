@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 
 from eain_jax.reporting import paper
-from eain_jax.reporting.claims import METRIC_NAMES, NAMES, signed
+from eain_jax.reporting.claims import (
+  METRIC_NAMES,
+  NAMES,
+  signed,
+  tells_apart,
+)
 
 TITLE = 'Table 1, measured'
 ABSENT = '-'
@@ -194,6 +199,7 @@ def _metric_cells(
       is_best = (
         best is not None
         and len(rows) > 1
+        and tells_apart(rows, metric)
         and row[metric]['mean'] == best[metric]['mean']
       )
       cells[row['model']][metric] = Cell(interval_text(row[metric]), is_best)
@@ -671,14 +677,15 @@ def _tiles(table: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
   if table['ceiling']['test']:
     value = number_text(table['ceiling']['test']['auc'])
     tiles.append((value, 'AUC ceiling of this world'))
-  words = [claim['verdict'].split()[0] for claim in table['holds']]
-  measured = len(words) - words.count('not')
-  tiles.append(
-    (
-      f'{words.count("holds")} of {measured}',
-      "of the paper's claims that were measured hold here",
-    )
-  )
+  words = [claim['verdict'] for claim in table['holds']]
+  measured = len(words) - words.count('not measured')
+  said = "of the paper's claims that were measured hold here"
+  if open_ones := words.count('undecided'):
+    said += f', {open_ones} are undecided'
+  if any(word.endswith('(one seed)') for word in words):
+    words = [word.removesuffix(' (one seed)') for word in words]
+    said += ', by one seed, which settles none'
+  tiles.append((f'{words.count("holds")} of {measured}', said))
   return tuple(tiles)
 
 

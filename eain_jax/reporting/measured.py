@@ -234,11 +234,13 @@ def pairing_note(base: str) -> str:
   """What a difference is of, and what its p-value is corrected for."""
   return (
     f'Differences to {base} are taken seed by seed: two runs of one seed meet '
-    'the same requests in the same order with the same negatives, and are '
-    "tested on the same candidates. ± is half of Student's 95 % interval of "
-    'their mean; p is two-sided, and corrected by Holm for all comparisons of '
-    'its metric here. The intervals are not corrected, nor is p for the number '
-    'of metrics.'
+    'the same requests in the same order with the same negatives, but for '
+    'those that Skip Above takes from one of them, and are tested on the same '
+    "candidates. ± is half of Student's 95 % interval of their mean; p is "
+    'two-sided, and corrected by Holm for all comparisons of its metric in '
+    'this table. The intervals are not corrected, nor is p for the number of '
+    'metrics. Both are over seeds, on this test part: they do not say how '
+    'another sample of users would move a difference.'
   )
 
 
@@ -336,8 +338,9 @@ def protocol(manifest: Mapping[str, Any], run: Run) -> dict[str, Any]:
   entries |= {
     'History': f'the most recent {config["history_length"]} events before the '
     f'target; an example needs {manifest["min_history"]}.',
-    'Selection': f'the epoch with the best validation {chosen_by}{chosen_over}, '
-    'is the one tested; the learning rate falls and training stops by it too.',
+    'Selection': 'the epoch with the best validation '
+    f'{chosen_by}{chosen_over}, is the one tested; the learning rate falls and '
+    'training stops by it too.',
     'AUC': f'(21), exact, over all {test["examples"]:,} test examples '
     'together.',
     'GAUC': "the mean of users' own AUC, weighted by examples, over "

@@ -10,7 +10,10 @@ import pytest
 import scipy.stats
 from sklearn.metrics import roc_auc_score
 
+from eain_jax.config import PrepareConfig
 from eain_jax.data import synthetic
+from eain_jax.data.dataset import open_dataset
+from eain_jax.data.prepare import prepare
 from eain_jax.data.synthetic import World, WorldConfig
 from eain_jax.errors import InputError
 
@@ -629,3 +632,33 @@ def test_a_log_of_another_world_is_refused(small):
   other = World(dataclasses.replace(SMALL, seed=4))
   with pytest.raises(InputError, match='is not what this world'):
     other.log_preference(log, rows, items)
+
+
+def test_the_ceiling_against_popular_negatives_is_the_ratio(tmp_path):
+  config = PrepareConfig(
+    synthetic=True, num_events=20_000, negative_sampling='popularity'
+  )
+  prepare(config, tmp_path / 'dataset')
+  dataset = open_dataset(tmp_path / 'dataset')
+  part = dataset.parts['test']
+  shown = np.concatenate(
+    [dataset.item[part.event][:, None], part.candidates], axis=1
+  )
+  world = World(WorldConfig(num_events=20_000))
+  log = world.generate()
+  number = {name: row for row, name in enumerate(log.items)}
+  names = dataset.raw_items(np.arange(dataset.num_items))
+  row = np.array([number[name] for name in names], np.int32)
+  preference = world.log_preference(log, part.event, row[shown])
+  count = dataset.item_train_count[shown]
+  # log p - log q, but for what all items of a request share.
+  rest = np.where(
+    count > 0, part.truth - preference + 0.75 * np.log(np.maximum(count, 1)), 0
+  )
+  shared = rest[:, 1:2]
+  np.testing.assert_allclose(np.where(count > 0, shared, 0), rest, atol=1e-4)
+  assert (part.truth[count == 0] > 1_000).all()
+  label = np.zeros(shown.shape, np.int8)
+  label[:, 0] = 1
+  of = lambda score: roc_auc_score(label.ravel(), score.ravel())
+  assert of(part.truth) > of(preference) + 0.005

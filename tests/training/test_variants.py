@@ -81,6 +81,7 @@ def test_a_change_of_how_tables_are_updated_is_a_second_change(
   rowwise = resolve_config(dataset, 'eain', model, given)
   assert rowwise.table_update == 'rowwise'
   why = why_not(variant, model, rowwise, dataset, given)
-  assert why and 'choose dense, and for EAIN rowwise' in why
+  assert why is not None
+  assert 'choose dense, and for EAIN rowwise' in why
   named = dataclasses.replace(given, table_update='dense')
   assert why_not(variant, model, named, dataset, named) is None
