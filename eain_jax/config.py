@@ -149,9 +149,7 @@ class PrepareConfig(Settings):
   time_fractions: tuple[float, ...] = setting(
     (0.8, 0.1, 0.1), 'Shares of train, validation, test for --split=time.'
   )
-  negatives: int = setting(
-    4, 'Negatives a training positive, drawn anew every epoch.', at_least=1
-  )
+  negatives: int = setting(4, 'Negatives a training positive.', at_least=1)
   eval_negatives: int = setting(
     99, 'Negatives an evaluation positive, drawn once.', at_least=1
   )
@@ -567,6 +565,12 @@ class TrainConfig(Settings):
     'simulated order. dataset: as it was prepared. on and off: as if it had '
     'been prepared with or without --skip_above.',
     choices=('dataset', 'on', 'off'),
+  )
+  negatives_once: bool = setting(
+    False,
+    'Draw the negatives of training once, as DIN and BARS do, and not anew '
+    'every epoch. For comparing with published numbers: there is less to '
+    'learn from.',
   )
   shuffle_labels: bool = setting(
     False,

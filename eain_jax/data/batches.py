@@ -564,6 +564,7 @@ class TrainStream:
     shards: into which it is cut.
     seed: of the order, the negatives and the key.
     sampler: draws negatives, or None for the tasks with labels.
+    draws_once: every epoch has the negatives of the first.
   """
 
   packer: Packer
@@ -572,6 +573,7 @@ class TrainStream:
   shards: Shards
   seed: int
   sampler: NegativeSampler | None
+  draws_once: bool = False
 
   @property
   def steps_per_epoch(self) -> int:
@@ -637,8 +639,9 @@ class TrainStream:
     label = part.label[rows].astype(np.float32)[:, None]
     weight = np.ones_like(label)
     if self.sampler is not None:
+      drawn = 0 if self.draws_once else epoch
       negatives = self.sampler.draw(
-        epoch, event, dataset.user[event], self.num_candidates - 1
+        drawn, event, dataset.user[event], self.num_candidates - 1
       )
       items = np.concatenate([items, negatives], axis=1)
       label = np.concatenate([label, np.zeros(negatives.shape)], axis=1)
@@ -688,6 +691,7 @@ def make_train_stream(
   seed: int,
   shards: Shards = Shards(),
   features: Sequence[Feature] | None = None,
+  draws_once: bool = False,
 ) -> TrainStream:
   """The training batches of a dataset.
 
@@ -698,6 +702,7 @@ def make_train_stream(
     seed: of the order, the negatives and the key.
     shards: parts that a batch is cut into, one a device.
     features: that have a table; None: all of the dataset.
+    draws_once: every epoch has the negatives of the first.
 
   Raises:
     ValueError: batch_size holds less than one request a shard, or the seed is
@@ -728,6 +733,7 @@ def make_train_stream(
     shards,
     seed,
     dataset.sampler(seed) if has_negatives else None,
+    draws_once,
   )
   if shards.plan != 'exchange':
     return stream

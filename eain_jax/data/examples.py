@@ -427,7 +427,7 @@ def make_part(
     use_skip_above: apply (16-17); of `next_item` training alone can have it.
     num_negatives: K, for `next_item`.
     sampler: draws evaluation candidates, for `next_item`; the negatives of
-      training are drawn anew every epoch, not here.
+      training are drawn as it goes, not here.
     seed: of the simulated order.
     true_preference: maps (event [R], items [R, 1 + K]) to the true score
       against uniform negatives.

@@ -306,9 +306,11 @@ def protocol(manifest: Mapping[str, Any], run: Run) -> dict[str, Any]:
     if sampling == 'popularity':
       sampling += f'^{config["popularity_exponent"]:g}'
     candidates = 1 + config['eval_negatives']
+    once = run.settings['train_config']['negatives_once']
+    often = 'once' if once else 'anew every epoch'
     entries |= {
-      'Negatives': f'{config["negatives"]} a training positive, drawn anew '
-      f'every epoch, {sampling}; {exclusion}.',
+      'Negatives': f'{config["negatives"]} a training positive, drawn {often}, '
+      f'{sampling}; {exclusion}.',
       'Evaluation': f'{config["eval_negatives"]} negatives a positive, drawn '
       'once, the same for every model and seed: a request has '
       f'{candidates} candidates, and chance has Recall@10 '

@@ -117,7 +117,12 @@ def _open_stream(
 ) -> TrainStream:
   try:
     return make_train_stream(
-      dataset, config.batch_size, config.seed, shards, features
+      dataset,
+      config.batch_size,
+      config.seed,
+      shards,
+      features,
+      config.negatives_once,
     )
   except ValueError as error:
     raise InputError(str(error)) from error
@@ -130,6 +135,11 @@ def _resolve(
   config: TrainConfig,
 ) -> tuple[TrainConfig, TableUpdate, TrainStream]:
   """`resolve_config`, what it rests on, and the batches for one device."""
+  if config.negatives_once and dataset.task != 'next_item':
+    raise InputError(
+      f'negatives_once: the negatives of a {dataset.task} dataset are not '
+      'sampled, so there is nothing to draw'
+    )
   if not config.batch_size:
     config = dataclasses.replace(config, batch_size=_batch_size(dataset))
   model = make_model(model_name, model_config)

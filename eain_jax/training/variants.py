@@ -130,6 +130,14 @@ VARIANTS: dict[str, Variant] = {
     {'position': 'learned'},
     needs={'use_paim': True},
   ),
+  'negatives_once': Variant(
+    CHOICES,
+    'Negatives drawn once',
+    'every epoch has the same negatives, as DIN and BARS have it; the paper '
+    'does not say',
+    '(14)',
+    train={'negatives_once': True},
+  ),
   'with_user': Variant(
     CHOICES,
     "With the user's id",
@@ -260,6 +268,8 @@ def why_not(
     return 'EAIN is so already, by its flags'
   if 'use_context' in variant.model and not dataset.context_ids:
     return 'the dataset has no context features'
+  if 'negatives_once' in variant.train and dataset.task != 'next_item':
+    return f'the negatives of a {dataset.task} dataset are not sampled'
   if choice := variant.train.get('skip_above'):
     if has_skip_above(dataset) == (choice == 'on'):
       return f'Skip Above is {choice} already'

@@ -66,6 +66,25 @@ def test_examples_of_many_steps_are_those_of_each(dataset):
       np.testing.assert_array_equal(values, expected)
 
 
+@pytest.mark.parametrize('draws_once', [False, True])
+def test_negatives_are_drawn_anew_every_epoch_or_once(dataset, draws_once):
+  stream = batches.make_train_stream(dataset, 160, 3, draws_once=draws_once)
+  found = []
+  for epoch in range(3):
+    rows, items, _, _ = stream.examples(
+      epoch * stream.steps_per_epoch, num_steps=stream.steps_per_epoch
+    )
+    found.append(items[np.argsort(rows)])
+  for other in found[1:]:
+    np.testing.assert_array_equal(found[0][:, 0], other[:, 0])
+    assert (found[0] == other).all() == draws_once
+    if not draws_once:
+      assert (found[0][:, 1:] == other[:, 1:]).mean() < 0.1
+  # The first epoch is the same either way.
+  anew = batches.make_train_stream(dataset, 160, 3).examples(0)
+  np.testing.assert_array_equal(stream.examples(0)[1], anew[1])
+
+
 @pytest.mark.parametrize('step', [0, 3, 40])
 def test_a_batch_holds_what_the_dataset_says(dataset, step):
   stream = batches.make_train_stream(dataset, 160, seed=3)

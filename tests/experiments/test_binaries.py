@@ -217,6 +217,14 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     ('train', ('--nonsense=1',), 2, 'nonsense'),
     ('evaluate', ('--work_dir=x',), 1, 'is not a run'),
     ('table1', ('--output_dir=x', '--models=lr,lr'), 2, 'once each'),
+    # It takes seeds 0, 1, ..., and no dataset has two sizes.
+    ('table1', ('--output_dir=x', '--seed=7'), 2, 'seed'),
+    (
+      'table1',
+      ('--output_dir=x', '--dataset_dir=y', '--num_events=2000'),
+      2,
+      '--num_events is the size of the synthetic world',
+    ),
     # As of a variable of the shell that is not set.
     ('table1', ('--output_dir=x', '--dataset_dir='), 2, 'dataset_dir is empty'),
     ('table1', ('--output_dir=x', '--flags_dir='), 2, 'flags_dir is empty'),

@@ -64,6 +64,7 @@ def test_what_would_change_nothing_is_refused_with_its_reason(dataset):
   manifest = {**dataset.manifest, 'task': 'rating'}
   log = dataclasses.replace(dataset, manifest=manifest)
   assert 'negatives of a rating dataset' in why('skip_above', log)
+  assert 'negatives of a rating dataset' in why('negatives_once', log)
 
 
 def test_a_change_of_how_tables_are_updated_is_a_second_change(
