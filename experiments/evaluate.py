@@ -34,14 +34,17 @@ def main() -> None:
   )
   values['ceiling'] = ceiling(run.dataset, SPLIT.value)
   metrics_on_console(values)
-  metrics_on_console(values)
   split = run.dataset.manifest['split']
   values = json_ready(values)
   print(json.dumps(values))
   file = Path(WORK_DIR.value) / f'evaluation_{SPLIT.value}.json'
   write_json(
     file,
-    {'model': run.settings['model'], 'split': split, SPLIT.value: values},
+    {
+      'model': run.settings['model'],
+      'dataset_split': split,
+      SPLIT.value: values,
+    },
   )
   print(f'evaluation: {file}')
 

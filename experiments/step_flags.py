@@ -24,6 +24,7 @@ _OF_WHOLE_RUNS = (
   'log_every',
   'save_every',
   'skip_above',
+  'negatives_once',
 )
 
 

@@ -4,7 +4,8 @@
       [--trials=N]
 
 A flag of a model or of training that is given stays as it is. The best trial
-becomes a file of flags, OUT/eain.flags, for --flagfile of the other binaries.
+becomes a file of flags, OUT/eain.flags, for --flagfile of the other binaries;
+--skip_above, which is of all models, stands in it as a comment.
 A search that was interrupted goes on when it is started again, and one that
 ended goes on with more --trials.
 """
@@ -102,7 +103,7 @@ def main() -> None:
   rich.print(
     trials_on_console(searched.objective, found['trials'], found['best'])
   )
-  if note := record.of_test_note(dataset):
+  for note in record.notes(searched, found):
     print(note)
   print(f'flags: {output_dir / record.flags_file(model)}')
 

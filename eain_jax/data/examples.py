@@ -117,16 +117,29 @@ class NegativeSampler:
     drawn = np.searchsorted(self.cumulative, uniform, side='right')
     return np.minimum(drawn, self.num_items - 1).astype(np.int32)
 
-  def log_probability(self, item: np.ndarray) -> np.ndarray:
-    """float64, like `item`: log of one draw's probability, but for a constant.
+  def log_probability(
+    self, item: np.ndarray, event: np.ndarray, user: np.ndarray
+  ) -> np.ndarray:
+    """Log of the probability that one draw gives an item.
 
-    -10,000 for an item that is never drawn: a positive, for sure.
+    Args:
+      item: [R, C].
+      event: int64 [R], the positives' event rows.
+      user: int32 [R], their users.
+
+    Returns:
+      float64 [R, C], but for a constant; -10,000 for an item that is never
+      drawn: a positive, for sure. Uniform draws have 0, for what users have
+      had is little of all items.
     """
     if self.cumulative is None:
       return np.zeros(item.shape)
+    q = np.diff(self.cumulative, prepend=0.0)
+    entry, owner = segment_ranges(self.user_start[user], event)
+    had = np.bincount(owner, q[self.item[entry]], minlength=len(event))
     with np.errstate(divide='ignore'):
-      log_q = np.log(np.diff(self.cumulative, prepend=0.0))
-    return np.maximum(log_q, -10_000.0)[item]
+      log_q = np.maximum(np.log(q), -10_000.0)
+    return log_q[item] - np.log1p(-np.minimum(had, 0.999))[:, None]
 
   def draw(
     self,
@@ -476,7 +489,8 @@ def make_part(
         own = block.log.item[rows][:, None]
         shown = np.concatenate([own, candidates], axis=1)
         # What is drawn often as a negative says less for being one.
-        truth = true_preference(event, shown) - sampler.log_probability(shown)
+        truth = true_preference(event, shown)
+        truth -= sampler.log_probability(shown, event, user)
         part = dataclasses.replace(part, truth=truth.astype(np.float32))
   has_positive = np.zeros(num_requests, bool)
   has_positive[numbered[part.label == 1]] = True

@@ -98,6 +98,7 @@ def checked_fields(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
   if set(fields.part_files) != set(PARTS):
     raise InputError(f'{file} does not name the files of each part: {REMEDY}')
   _check_counts(file, fields)
+  _check_evaluated_whole(file, fields)
   check_features(file, fields.features)
   features = [dataclasses.asdict(feature) for feature in fields.features]
   return {**manifest, 'config': config.to_dict(), 'features': features}
@@ -118,6 +119,19 @@ def _check_counts(file: Path, fields: _Manifest) -> None:
         raise InputError(
           f'{file} counts {value.get(name)!r} {name} of {part}: {REMEDY}'
         )
+
+
+def _check_evaluated_whole(file: Path, fields: _Manifest) -> None:
+  """Refuses what an older version made: Skip Above took from its test."""
+  for part in PARTS[1:]:
+    counts = fields.counts[part]
+    assert isinstance(counts, dict), '`_check_counts` has seen to it'
+    lost = counts.get('dropped_by_skip_above', 0)
+    if isinstance(lost, int) and lost > 0:
+      raise InputError(
+        f'{file}: an older version has taken {lost} examples from {part} by '
+        'Skip Above, which is for training: prepare the dataset again'
+      )
 
 
 def check_features(file: Path, features: list[Feature]) -> None:

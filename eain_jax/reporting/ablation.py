@@ -157,7 +157,7 @@ def build_ablation(
       'ceiling': ceiling,
       'left_out': dict(left_out),
       'notes': _notes(own, rows, every),
-      'protocol': protocol(manifest, base[0]),
+      'protocol': protocol(manifest, base),
       'dataset': described_dataset(manifest),
       'settings': {'prepare': manifest['config'], **without_seed(base[0])},
       'versions': versions(),

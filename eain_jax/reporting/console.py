@@ -102,7 +102,7 @@ def _report(
         case document.Verdicts(claims):
           lines = Table.grid(padding=(0, 2))
           for claim in claims:
-            style = _VERDICT_STYLES.get(claim['verdict'].split()[0], 'yellow')
+            style = _VERDICT_STYLES.get(claim['verdict'], 'yellow')
             lines.add_row(
               _text(claim['verdict'], style),
               _text(f'{claim["claim"]}. {claim["measured"]}'),

@@ -234,13 +234,13 @@ def pairing_note(base: str) -> str:
   """What a difference is of, and what its p-value is corrected for."""
   return (
     f'Differences to {base} are taken seed by seed: two runs of one seed meet '
-    'the same requests in the same order with the same negatives, but for '
-    'those that Skip Above takes from one of them, and are tested on the same '
-    "candidates. ± is half of Student's 95 % interval of their mean; p is "
-    'two-sided, and corrected by Holm for all comparisons of its metric in '
-    'this table. The intervals are not corrected, nor is p for the number of '
-    'metrics. Both are over seeds, on this test part: they do not say how '
-    'another sample of users would move a difference.'
+    'the same requests in the same order with the same negatives (but where '
+    'Skip Above takes some from one of them, or one has them drawn once), and '
+    "are tested on the same candidates. ± is half of Student's 95 % interval "
+    'of their mean; p is two-sided, and corrected by Holm for all comparisons '
+    'of its metric in this table. The intervals are not corrected, nor is p '
+    'for the number of metrics. Both are over seeds, on this test part: they '
+    'do not say how another sample of users would move a difference.'
   )
 
 
@@ -274,13 +274,17 @@ def run_notes(runs: Sequence[Run]) -> list[str]:
   return notes
 
 
-def protocol(manifest: Mapping[str, Any], run: Run) -> dict[str, Any]:
+def protocol(
+  manifest: Mapping[str, Any], runs: Sequence[Run]
+) -> dict[str, Any]:
   """How the numbers came about, each entry a phrase or a sentence.
 
   Args:
     manifest: of the dataset as it was trained on.
-    run: any of the runs.
+    runs: all of them.
   """
+  run = runs[0]
+  among = lambda name: {r.settings['train_config'][name] for r in runs}
   test = run.result['test']
   config, train = manifest['config'], manifest['counts']['train']
   sampled = manifest['task'] == 'next_item'
@@ -306,8 +310,10 @@ def protocol(manifest: Mapping[str, Any], run: Run) -> dict[str, Any]:
     if sampling == 'popularity':
       sampling += f'^{config["popularity_exponent"]:g}'
     candidates = 1 + config['eval_negatives']
-    once = run.settings['train_config']['negatives_once']
-    often = 'once' if once else 'anew every epoch'
+    often = {
+      (False,): 'anew every epoch',
+      (True,): 'once',
+    }.get(tuple(among('negatives_once')), 'anew every epoch or once, see Flags')
     entries |= {
       'Negatives': f'{config["negatives"]} a training positive, drawn {often}, '
       f'{sampling}; {exclusion}.',
@@ -323,16 +329,15 @@ def protocol(manifest: Mapping[str, Any], run: Run) -> dict[str, Any]:
     )
   valid = run.result['valid']
   chosen_by = METRIC_NAMES[selects_by(valid)]
-  chosen_over = f', over {valid["gauc_users"]:,} users'
+  users = f'{valid["gauc_users"]:,} users'
+  few = among('valid_negatives')
+  some = ''
+  if sampled and min(few) < config['eval_negatives']:
+    each = ' or '.join(str(number) for number in sorted(few))
+    some = f' among {each} of the negatives'
+  why = f'GAUC is over {users}'
   if chosen_by == 'AUC':
-    chosen_over = (
-      f', for GAUC has {valid["gauc_users"]:,} users, fewer than '
-      f'{MIN_GAUC_USERS}'
-    )
-  if sampled:
-    few = run.settings['train_config']['valid_negatives']
-    if few < config['eval_negatives']:
-      chosen_over += f', and {few} of the negatives'
+    why = f'GAUC would be over {users} only, fewer than {MIN_GAUC_USERS}'
   choice = run.settings['train_config']['skip_above']
   if choice == 'on' or (choice == 'dataset' and config['skip_above']):
     where = 'on a simulated order' if sampled else "by the log's positions"
@@ -341,8 +346,8 @@ def protocol(manifest: Mapping[str, Any], run: Run) -> dict[str, Any]:
     'History': f'the most recent {config["history_length"]} events before the '
     f'target; an example needs {manifest["min_history"]}.',
     'Selection': 'the epoch with the best validation '
-    f'{chosen_by}{chosen_over}, is the one tested; the learning rate falls and '
-    'training stops by it too.',
+    f'{chosen_by}{some} is the one tested; the learning rate falls and '
+    f'training stops by it too. There {why}.',
     'AUC': f'(21), exact, over all {test["examples"]:,} test examples '
     'together.',
     'GAUC': "the mean of users' own AUC, weighted by examples, over "

@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from eain_jax.artifacts import written_whole
 from eain_jax.config import MODEL_CONFIGS
+from eain_jax.evaluation.evaluator import selects_by
 from eain_jax.reporting import paper
 from eain_jax.reporting.claims import NAMES
 from eain_jax.training.run_set import Run
@@ -34,7 +35,7 @@ _OTHER_STYLE = ('#CC79A7', 'X')
 _PANELS = (
   ('loss', 'Training loss', 'nats an example', 'lower is better'),
   ('auc', 'Validation AUC', 'AUC', 'higher is better'),
-  ('gauc', 'Validation GAUC', 'GAUC', 'higher is better; selects the epoch'),
+  ('gauc', 'Validation GAUC', 'GAUC', 'higher is better'),
   ('logloss', 'Validation logloss', 'nats an example', 'lower is better'),
 )
 TEXT, MUTED, GRID = '#1c2330', '#5c6675', '#e4e8ee'
@@ -147,6 +148,9 @@ def training_figure(
   for axes, (metric, title, label, hint) in zip(
     panels.flat, _PANELS, strict=True
   ):
+    chosen = {selects_by(r.result['valid']) for g in groups.values() for r in g}
+    if metric in chosen:
+      hint += '; selects the epoch'
     style_axes(axes, title, label, hint)
     for model, group in groups.items():
       curves = [

@@ -186,7 +186,7 @@ def _related(
     f'--{name}={there[part].get(name)}, not {value}'
     for part in ('model_config', 'train_config')
     for name, value in here[part].items()
-    if there[part].get(name) != value
+    if there[part].get(name, value) != value
   ]
   note = (
     'Its EAIN has the flags of the table, and its own runs.'
@@ -236,7 +236,7 @@ def build_table1(
   """
   groups = _group_runs(runs, manifest['fingerprint'])
   rows = _rows(groups)
-  first = next(iter(groups.values()))[0]
+  every = [run for group in groups.values() for run in group]
   counts = manifest['counts']['test']
   own_notes = _notes(groups, rows, counts, ceilings.get('test'))
   rows = json_ready(rows)
@@ -249,7 +249,7 @@ def build_table1(
       'ablation': None if ablation is None else _related(ablation, groups),
       'notes': [*notes, *own_notes],
       'holds': check_claims(rows, ceilings.get('test')),
-      'protocol': protocol(manifest, first),
+      'protocol': protocol(manifest, every),
       'dataset': described_dataset(manifest),
       'settings': {
         'prepare': manifest['config'],

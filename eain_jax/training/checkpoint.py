@@ -1,7 +1,7 @@
 """What a run keeps on disk, through Orbax; nothing else imports Orbax.
 
     checkpoints/latest/NUMBER/tree     state before a step
-    checkpoints/latest/NUMBER/best     parameters of the best GAUC so far
+    checkpoints/latest/NUMBER/best     parameters of the best epoch so far
     checkpoints/latest/NUMBER/record   all else; see `Checkpoints.save`
     checkpoints/damaged/               what was found damaged, out of the way
 

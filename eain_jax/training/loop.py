@@ -149,7 +149,9 @@ def fit(
   parts: Sequence[str] = ('valid', 'test'),
   profile_dir: Path | None = None,
 ) -> FitResult:
-  """Trains a model to its best validation GAUC and evaluates that.
+  """Trains a model to its best epoch on validation and evaluates that.
+
+  By GAUC, or by AUC: see `evaluator.selects_by`.
 
   With several processes all call it; the first one alone writes and reports.
 
@@ -346,6 +348,8 @@ def _result(
     stream = open_eval_stream(dataset, name, setup)
     scored = _score(plan, stream, *best)
     result[name] = evaluator.evaluate_scores(dataset, scored)
+    if name == 'valid':
+      result['selected_by'] = evaluator.selects_by(result['valid'])
     if name == 'test':
       result['reliability'] = evaluator.reliability(dataset, scored)
   # Every run ends with an epoch.

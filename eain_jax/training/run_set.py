@@ -313,9 +313,15 @@ def check_plan(
       f'{plan_file} is damaged: name another folder for --output_dir'
     ) from error
   if found != plan:
+    differing = sorted(
+      key
+      for key in {*found, *plan}
+      if key not in found or key not in plan or found[key] != plan[key]
+    )
     raise InputError(
-      f'--output_dir={output_dir} holds what other flags made (see '
-      f'{plan_file}): name another folder'
+      f'--output_dir={output_dir} holds what other flags made, or another '
+      f'version ({", ".join(differing)} differ, see {plan_file}): name another '
+      'folder'
     )
 
 

@@ -8,6 +8,7 @@ import eain_jax
 from eain_jax.artifacts import write_json, write_manifest, write_text
 from eain_jax.data.dataset import Dataset
 from eain_jax.errors import InputError
+from eain_jax.evaluation.evaluator import selects_by
 from eain_jax.tuning.search import Search, Trial
 from eain_jax.tuning.space import as_flags
 
@@ -36,7 +37,30 @@ def best_trial(trials: Sequence[Trial]) -> Trial:
   return max(done, key=lambda trial: (trial.value, -trial.number))
 
 
-def of_test_note(dataset: Dataset) -> str:
+def notes(search: Search, record: Mapping[str, Any]) -> list[str]:
+  """What is to be known of a search's result.
+
+  Args:
+    search: that it is of.
+    record: as of `write_record`.
+  """
+  found = []
+  if note := _of_test_note(search.dataset):
+    found.append(note)
+  if value := record['fixed'].get(_OF_ALL_MODELS):
+    found.append(
+      f'the file of flags is to be used with --{_OF_ALL_MODELS}={value}'
+    )
+  valid = record['trials'][record['best']]['valid']
+  if search.objective == 'gauc' and selects_by(valid) == 'auc':
+    found.append(
+      f'GAUC is over {valid["gauc_users"]} users here, which is chance for the '
+      'most part: --objective=auc has more to go by'
+    )
+  return found
+
+
+def _of_test_note(dataset: Dataset) -> str:
   """What is to be said where validation is the test part; '' elsewhere."""
   if dataset.manifest['split'] != 'last_out_no_validation':
     return ''
@@ -83,7 +107,7 @@ def write_record(
     f'# {search.dataset.fingerprint}',
     f'# trial {best.number} of {len(trials)}, '
     f'{len(space.distributions)} settings searched',
-    f'# {of_test_note(search.dataset) or "test was not looked at"}',
+    f'# {_of_test_note(search.dataset) or "test was not looked at"}',
     f'# eain_jax {eain_jax.__version__}',
   ]
   flags = {**fixed, **best.values}

@@ -382,3 +382,16 @@ def test_what_a_manifest_should_not_hold_is_refused(copy, where):
   sign(folder, add)
   for verify in BOTH:
     refused(folder, verify)
+
+
+def test_a_test_part_that_skip_above_has_thinned_is_refused(copy):
+  """As versions before did, where labels are the log's own."""
+  folder = copy('logged')
+
+  def thin(manifest):
+    manifest['counts']['test']['dropped_by_skip_above'] = 3
+
+  sign(folder, thin)
+  for verify in BOTH:
+    with pytest.raises(InputError, match='taken 3 examples from test by Skip'):
+      open_dataset(folder, verify=verify)

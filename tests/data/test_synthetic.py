@@ -651,12 +651,19 @@ def test_the_ceiling_against_popular_negatives_is_the_ratio(tmp_path):
   row = np.array([number[name] for name in names], np.int32)
   preference = world.log_preference(log, part.event, row[shown])
   count = dataset.item_train_count[shown]
-  # log p - log q, but for what all items of a request share.
-  rest = np.where(
-    count > 0, part.truth - preference + 0.75 * np.log(np.maximum(count, 1)), 0
-  )
-  shared = rest[:, 1:2]
-  np.testing.assert_allclose(np.where(count > 0, shared, 0), rest, atol=1e-4)
+  weight = dataset.item_train_count**0.75
+  had = [
+    sum(weight[item] for item in dataset.item[start:event])
+    for start, event in zip(
+      dataset.user_start[dataset.user[part.event]], part.event, strict=True
+    )
+  ]
+  # log p - log q, q being of the items that the user has not had.
+  with np.errstate(divide='ignore'):
+    q = weight[shown] / (weight.sum() - np.array(had))[:, None]
+    expected = preference - np.log(q)
+  drawn = count > 0
+  np.testing.assert_allclose(part.truth[drawn], expected[drawn], rtol=1e-4)
   assert (part.truth[count == 0] > 1_000).all()
   label = np.zeros(shown.shape, np.int8)
   label[:, 0] = 1

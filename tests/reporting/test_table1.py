@@ -175,6 +175,7 @@ def test_one_contrary_model_of_several_must_be_sure_after_correction(fake):
   ]
   best = _claim(_build(fake, runs), 'EAIN has the highest AUC')
   assert (best['holds'], best['verdict']) == (False, 'undecided')
+  assert 'none is sure once corrected for 4' in best['measured']
   # Alone it is sure.
   runs = [run for run in runs if run.model in ('eain', 'din')]
   best = _claim(_build(fake, runs), 'EAIN has the highest AUC')
@@ -192,6 +193,23 @@ def test_a_metric_of_one_value_judges_no_model(fake):
   assert claim['measured'].startswith('Every model has 1.0000')
   assert '**1.0000' not in _markdown(table)
   assert '**0.8000**' in _markdown(table)
+
+
+@pytest.mark.parametrize(('users', 'name'), [(100, 'GAUC'), (99, 'AUC')])
+def test_the_metric_that_chose_the_epoch_is_said(fake, users, name):
+  run = fake.run('lr', 0)
+  run.result['valid']['gauc_users'] = users
+  said = _build(fake, [run])['protocol']['Selection']
+  assert f'best validation {name} among 20 of the negatives' in said
+  assert ('fewer than 100' in said) == (name == 'AUC')
+
+
+def test_negatives_that_one_model_has_drawn_once_are_said(fake):
+  said = lambda *runs: _build(fake, runs)['protocol']['Negatives']
+  anew, once = fake.run('lr', 0), fake.run('din', 0, negatives_once=True)
+  assert 'drawn anew every epoch, uniform' in said(anew)
+  assert 'drawn once, uniform' in said(once)
+  assert 'anew every epoch or once, see Flags' in said(anew, once)
 
 
 def test_one_seed_is_not_counted_as_settled(fake):
