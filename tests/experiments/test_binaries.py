@@ -49,10 +49,12 @@ def test_train_then_evaluate_agree(world, tmp_path):
   values = json.loads(
     next(line for line in out.splitlines() if line.startswith('{'))
   )
+  assert out.count('GAUC') == 1
   assert values['auc'] == result['test']['auc']
   assert values['ceiling']['auc'] > values['auc']
   evaluation = json.loads((work / 'evaluation_test.json').read_text())
   assert evaluation['test'] == values
+  assert evaluation['dataset_split'] == result['split'] == 'last_out'
 
 
 @pytest.mark.slow

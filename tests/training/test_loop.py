@@ -9,6 +9,7 @@ import pytest
 
 from eain_jax.config import MODEL_CONFIGS, TrainConfig
 from eain_jax.errors import BadSettings, InputError
+from eain_jax.evaluation import evaluator
 from eain_jax.training import loop, setup
 from eain_jax.training.loop import fit
 from eain_jax.training.restore import open_run
@@ -64,6 +65,22 @@ def test_a_run_learns_and_its_best_is_what_is_kept(dataset, tmp_path):
   assert values == fitted.result['test']
   result = json.loads((tmp_path / 'w' / 'result.json').read_text())
   assert result['test'] == fitted.result['test']
+
+
+def test_auc_selects_where_too_few_users_have_one_of_their_own(
+  dataset, tmp_path, monkeypatch
+):
+  of = {}
+  for name, least in (('gauc', 1), ('auc', 10_000)):
+    monkeypatch.setattr(evaluator, 'MIN_GAUC_USERS', least)
+    result = run(dataset, 'dnn', work_dir=tmp_path / name).result
+    assert result['selected_by'] == name
+    lines = (tmp_path / name / 'metrics.jsonl').read_text().splitlines()
+    valid = [r for r in map(json.loads, lines) if r['kind'] == 'valid']
+    best = max(valid, key=lambda record: record[name])
+    assert result['best_step'] == best['step']
+    of[name] = result['valid']['gauc_users']
+  assert of['gauc'] == of['auc'] < 10_000
 
 
 class Stopped(Exception):

@@ -19,7 +19,7 @@ from eain_jax.errors import BadSettings, InputError, Interrupted
 from eain_jax.reporting.console import trials_on_console
 from eain_jax.training import loop, run_folder
 from eain_jax.training.run_folder import METRICS_FILE
-from eain_jax.tuning.record import best_trial, write_record
+from eain_jax.tuning.record import best_trial, notes, write_record
 from eain_jax.tuning.search import Search, Trial
 from eain_jax.tuning.space import SPACE, as_flags, make_space
 from experiments.flag_files import read_flags
@@ -58,7 +58,7 @@ class Training:
         file.write(json.dumps(record) + '\n')
       told(record)
     result = {
-      'valid': {'gauc': value, 'auc': value},
+      'valid': {'gauc': value, 'auc': value, 'gauc_users': 50},
       'best_epoch': EPOCHS,
       'steps': 10 * EPOCHS,
       'parameters': 7,
@@ -291,6 +291,10 @@ def test_a_search_on_test_says_so(dataset, tmp_path, monkeypatch):
     trials, _ = run(search, 1, monkeypatch)
     record = write_record(search, trials, {'skip_above': 'on'}, 'python -m x')
     assert record['split'] == split
+    said = notes(search, record)
+    assert any('the test part' in line for line in said) == (data is published)
+    assert any('with --skip_above=on' in line for line in said)
+    assert any('GAUC is over 50 users' in line for line in said)
     lines = (search.folder / 'din.flags').read_text().splitlines()
     assert sum(note in line for line in lines) == 1
     # A table takes it as a flag of its own, and not in a file.
