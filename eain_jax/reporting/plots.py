@@ -251,8 +251,18 @@ def auc_figure(table: Mapping[str, Any]) -> Figure:
         mew=1.4,
         zorder=2,
       )
+  is_of_seeds = all(row['auc']['ci95'] is not None for row in rows)
+  over = 'seeds' if is_of_seeds else 'test examples (DeLong)'
   handles = [
-    Line2D([], [], color=TEXT, marker='o', ms=8, lw=2, label='measured'),
+    Line2D(
+      [],
+      [],
+      color=TEXT,
+      marker='o',
+      ms=8,
+      lw=2,
+      label=f'measured, 95 % over {over}',
+    ),
     Line2D(
       [],
       [],
