@@ -42,7 +42,7 @@ def main() -> None:
     file,
     {
       'model': run.settings['model'],
-      'dataset_split': split,
+      'split': split,
       SPLIT.value: values,
     },
   )

@@ -130,7 +130,8 @@ class NegativeSampler:
     Returns:
       float64 [R, C], but for a constant; -10,000 for an item that is never
       drawn: a positive, for sure. Uniform draws have 0, for what users have
-      had is little of all items.
+      had is little of all items, as later events are, which `look_ahead`
+      leaves out too.
     """
     if self.cumulative is None:
       return np.zeros(item.shape)

@@ -281,7 +281,7 @@ def protocol(
 
   Args:
     manifest: of the dataset as it was trained on.
-    runs: all of them.
+    runs: that it is of.
   """
   run = runs[0]
   among = lambda name: {r.settings['train_config'][name] for r in runs}
@@ -330,9 +330,10 @@ def protocol(
   valid = run.result['valid']
   chosen_by = METRIC_NAMES[selects_by(valid)]
   users = f'{valid["gauc_users"]:,} users'
-  few = among('valid_negatives')
+  most = config['eval_negatives']
+  few = {min(number, most) for number in among('valid_negatives')}
   some = ''
-  if sampled and min(few) < config['eval_negatives']:
+  if sampled and few != {most}:
     each = ' or '.join(str(number) for number in sorted(few))
     some = f' among {each} of the negatives'
   why = f'GAUC is over {users}'

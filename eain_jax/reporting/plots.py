@@ -251,8 +251,13 @@ def auc_figure(table: Mapping[str, Any]) -> Figure:
         mew=1.4,
         zorder=2,
       )
-  is_of_seeds = all(row['auc']['ci95'] is not None for row in rows)
-  over = 'seeds' if is_of_seeds else 'test examples (DeLong)'
+  kinds = ('seeds', 'test examples (DeLong)')
+  has_seeds = {row['auc']['ci95'] is not None for row in rows}
+  over = ', or '.join(
+    kind
+    for kind, of_seeds in zip(kinds, (True, False), strict=True)
+    if of_seeds in has_seeds
+  )
   handles = [
     Line2D(
       [],

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eain_jax.config import MODEL_CONFIGS
+from eain_jax.config import MODEL_CONFIGS, EainConfig, TrainConfig
 from eain_jax.evaluation.evaluator import RANK_CUTOFF
 from eain_jax.reporting import paper
 from eain_jax.reporting.claims import NAMES, check_claims
@@ -173,6 +173,12 @@ def _paper() -> dict[str, Any]:
   }
 
 
+def _default(part: str, name: str) -> Any:
+  """Of a setting of EAIN, which an older ablation may not name."""
+  config = {'model_config': EainConfig, 'train_config': TrainConfig}[part]
+  return json_ready(config().to_dict()).get(name)
+
+
 def _related(
   ablation: Mapping[str, Any], groups: Mapping[str, Sequence[Run]]
 ) -> dict[str, Any]:
@@ -183,10 +189,10 @@ def _related(
   here = json_ready(without_seed(groups['eain'][0]))
   there = ablation['settings']
   differing = [
-    f'--{name}={there[part].get(name)}, not {value}'
+    f'--{name}={other}, not {value}'
     for part in ('model_config', 'train_config')
     for name, value in here[part].items()
-    if there[part].get(name, value) != value
+    if (other := there[part].get(name, _default(part, name))) != value
   ]
   note = (
     'Its EAIN has the flags of the table, and its own runs.'

@@ -312,6 +312,10 @@ def check_plan(
     raise InputError(
       f'{plan_file} is damaged: name another folder for --output_dir'
     ) from error
+  if not isinstance(found, dict):
+    raise InputError(
+      f'{plan_file} is damaged: name another folder for --output_dir'
+    )
   if found != plan:
     differing = sorted(
       key
@@ -320,7 +324,7 @@ def check_plan(
     )
     raise InputError(
       f'--output_dir={output_dir} holds what other flags made, or another '
-      f'version ({", ".join(differing)} differ, see {plan_file}): name another '
+      f'version (other {", ".join(differing)}, see {plan_file}): name another '
       'folder'
     )
 

@@ -54,7 +54,7 @@ def test_train_then_evaluate_agree(world, tmp_path):
   assert values['ceiling']['auc'] > values['auc']
   evaluation = json.loads((work / 'evaluation_test.json').read_text())
   assert evaluation['test'] == values
-  assert evaluation['dataset_split'] == result['split'] == 'last_out'
+  assert evaluation['split'] == result['split'] == 'last_out'
 
 
 @pytest.mark.slow
