@@ -127,10 +127,10 @@ def _check_evaluated_whole(file: Path, fields: _Manifest) -> None:
     counts = fields.counts[part]
     assert isinstance(counts, dict), '`_check_counts` has seen to it'
     lost = counts.get('dropped_by_skip_above', 0)
-    if isinstance(lost, int) and lost > 0:
+    if lost > 0:
       raise InputError(
         f'{file}: an older version has taken {lost} examples from {part} by '
-        'Skip Above, which is for training: prepare the dataset again'
+        f'Skip Above, which is for training: {REMEDY}'
       )
 
 

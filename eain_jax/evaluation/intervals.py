@@ -14,6 +14,8 @@ import numpy.typing as npt
 from eain_jax.evaluation import metrics
 
 _LEVEL = 0.95
+# Below this a p-value, corrected for its family, is of more than chance.
+ERROR_RATE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eain_jax.evaluation.intervals import (
+  ERROR_RATE,
   Interval,
   PairedDifference,
   adjust_p,
@@ -44,7 +45,6 @@ METRIC_NAMES = {
   'calibration': 'Calibration',
   'ece': 'ECE',
 }
-_LEVEL = 0.05
 _ROUNDING = 0.001  # two printed figures, half a unit of the third decimal each
 
 Row = Mapping[str, Any]
@@ -100,7 +100,7 @@ def _all_resolved(
     return False if False in sure else None if None in sure else True
   p_values = adjust_p([one.p if one else math.nan for one in differences])
   contrary = [p for p, agree in zip(p_values, agrees, strict=True) if not agree]
-  if any(p < _LEVEL for p in contrary):
+  if any(p < ERROR_RATE for p in contrary):
     return True
   return None if any(math.isnan(p) for p in contrary) else False
 

@@ -21,6 +21,7 @@ from eain_jax.evaluation.evaluator import (
   selects_by,
 )
 from eain_jax.evaluation.intervals import (
+  ERROR_RATE,
   adjust_p,
   mean_interval,
   paired_difference,
@@ -204,7 +205,7 @@ class Line:
 def is_shown(difference: Mapping[str, Any]) -> bool:
   """Whether a difference is more than chance among its comparisons, at 5 %."""
   p = difference['p_holm']
-  return p is not None and p < 0.05  # nan is not
+  return p is not None and p < ERROR_RATE  # nan is not
 
 
 def interval_note(rows: Sequence[Mapping[str, Any]]) -> str:

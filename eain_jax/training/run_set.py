@@ -308,14 +308,12 @@ def check_plan(
     return
   try:
     found = json.loads(plan_file.read_text())
+    if not isinstance(found, dict):
+      raise ValueError('a plan is an object')
   except (OSError, ValueError, RecursionError) as error:
     raise InputError(
       f'{plan_file} is damaged: name another folder for --output_dir'
     ) from error
-  if not isinstance(found, dict):
-    raise InputError(
-      f'{plan_file} is damaged: name another folder for --output_dir'
-    )
   if found != plan:
     differing = sorted(
       key

@@ -220,18 +220,21 @@ def changed_configs(
 
 
 def _updated_otherwise(
-  variant: Variant, model: EainConfig, train: TrainConfig, dataset: Dataset
+  variant: Variant,
+  model: EainConfig,
+  own: str,
+  given: TrainConfig,
+  dataset: Dataset,
 ) -> str | None:
   """Why not, where --table_update=auto would choose otherwise than for EAIN.
 
   Penalties and the moving average follow that choice, so it is a change, too.
+  `own` is what it chose for EAIN.
   """
-  if train.table_update != 'auto':
+  if given.table_update != 'auto':
     return None
-  own, changed = (
-    resolve_config(dataset, 'eain', *configs).table_update
-    for configs in ((model, train), changed_configs(variant, model, train))
-  )
+  configs = changed_configs(variant, model, given)
+  changed = resolve_config(dataset, 'eain', *configs).table_update
   if own == changed:
     return None
   return (
@@ -281,4 +284,4 @@ def why_not(
   if given is None:
     return None
   given = dataclasses.replace(given, batch_size=train.batch_size)
-  return _updated_otherwise(variant, model, given, dataset)
+  return _updated_otherwise(variant, model, train.table_update, given, dataset)

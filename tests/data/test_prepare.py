@@ -149,14 +149,19 @@ LOG_ROWS = [
 LOG_COLUMNS = (*COLUMNS, 'request=q', 'position=p', 'label=c')
 
 
-def test_logged_histories_are_earlier_positives(tmp_path):
-  _, folder = make(
+def make_log(tmp_path, time_fractions, **settings):
+  return make(
     tmp_path,
     LOG_ROWS,
     'u,i,t,q,p,c',
     LOG_COLUMNS,
-    time_fractions=(0.6, 0.2, 0.2),
+    time_fractions=time_fractions,
+    **settings,
   )
+
+
+def test_logged_histories_are_earlier_positives(tmp_path):
+  _, folder = make_log(tmp_path, (0.6, 0.2, 0.2))
   dataset = open_dataset(folder)
   assert dataset.task == 'logged'
   train, valid, test = (dataset.parts[p] for p in ('train', 'valid', 'test'))
@@ -184,14 +189,7 @@ def test_logged_histories_are_earlier_positives(tmp_path):
 
 
 def test_logged_skip_above(tmp_path):
-  manifest, folder = make(
-    tmp_path,
-    LOG_ROWS,
-    'u,i,t,q,p,c',
-    LOG_COLUMNS,
-    time_fractions=(0.6, 0.2, 0.2),
-    skip_above=True,
-  )
+  manifest, folder = make_log(tmp_path, (0.6, 0.2, 0.2), skip_above=True)
   train = open_dataset(folder).parts['train']
   # r1 loses c below its last click; r3 has no click and goes whole.
   assert train.label.tolist() == [0, 1, 1, 1]
@@ -199,14 +197,7 @@ def test_logged_skip_above(tmp_path):
 
 
 def test_what_is_evaluated_loses_nothing_to_skip_above(tmp_path):
-  manifest, folder = make(
-    tmp_path,
-    LOG_ROWS,
-    'u,i,t,q,p,c',
-    LOG_COLUMNS,
-    time_fractions=(0.5, 0.4, 0.1),
-    skip_above=True,
-  )
+  manifest, folder = make_log(tmp_path, (0.5, 0.4, 0.1), skip_above=True)
   # r3 has no click and would go whole; training loses c of r1.
   assert open_dataset(folder).parts['valid'].label.tolist() == [0, 0, 0, 1]
   assert manifest['counts']['valid']['dropped_by_skip_above'] == 0

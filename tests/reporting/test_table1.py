@@ -140,6 +140,15 @@ def test_verdicts_over_three_seeds(fake):
   }
 
 
+def _of_three_seeds(fake, auc):
+  """Runs of LR and MF as they are, and of models by their AUCs."""
+  return fake.runs(3, ('lr', 'mf')) + [
+    fake.run(model, seed, test=fake.metrics(values[seed]))
+    for model, values in auc.items()
+    for seed in range(3)
+  ]
+
+
 def test_every_rival_must_be_settled_for_eain_to_be_the_best(fake):
   """DIN is the best of the others and surely behind; DeepFM is noisy."""
   auc = {
@@ -147,11 +156,7 @@ def test_every_rival_must_be_settled_for_eain_to_be_the_best(fake):
     'din': (0.78, 0.79, 0.80),
     'deepfm': (0.70, 0.80, 0.76),
   }
-  runs = fake.runs(3, ('lr', 'mf')) + [
-    fake.run(model, seed, test=fake.metrics(values[seed]))
-    for model, values in auc.items()
-    for seed in range(3)
-  ]
+  runs = _of_three_seeds(fake, auc)
   best = _claim(_build(fake, runs), 'EAIN has the highest AUC')
   assert (best['holds'], best['verdict']) == (True, 'undecided')
   assert 'the best other model, DIN, 0.7900: +0.0200' in best['measured']
@@ -163,16 +168,12 @@ def test_one_contrary_model_of_several_must_be_sure_after_correction(fake):
 
   Of four comparisons, one of which has a larger p, it is the second largest.
   """
-  values = {
+  auc = {
     'eain': (0.80, 0.80, 0.80),
     'din': (0.801, 0.8015, 0.802),
     'deepfm': (0.76, 0.80, 0.83),
   }
-  runs = fake.runs(3, ('lr', 'mf')) + [
-    fake.run(model, seed, test=fake.metrics(of_model[seed]))
-    for model, of_model in values.items()
-    for seed in range(3)
-  ]
+  runs = _of_three_seeds(fake, auc)
   best = _claim(_build(fake, runs), 'EAIN has the highest AUC')
   assert (best['holds'], best['verdict']) == (False, 'undecided')
   assert 'none is sure once corrected for 4' in best['measured']
