@@ -463,6 +463,13 @@ class EainConfig(DeepConfig):
   use_linear: bool = setting(
     True, 'Add a weight a feature value to the logit; not in the paper.'
   )
+  match_dim: int = setting(
+    0,
+    "Add to the logit the product of a user's vector, made of the whole "
+    "history and the context, with the target's, both this wide; 0: none, as "
+    'printed.',
+    at_least=0,
+  )
 
 
 MODEL_CONFIGS: dict[str, type[ModelConfig]] = {

@@ -130,6 +130,16 @@ def pool_history(
   return pooled_RX.reshape(num_segments, num_candidates, width)
 
 
+def _total_and_count(
+  history_NE: jax.Array, segment_N: jax.Array, num_segments: int
+) -> tuple[jax.Array, jax.Array]:
+  """The sum of each history, [R, E], and its length, [R, 1], at least 1."""
+  total_RE = _sum_of_request(history_NE, segment_N, num_segments)
+  ones_N1 = jnp.ones((segment_N.shape[0], 1), history_NE.dtype)
+  count_R1 = _sum_of_request(ones_N1, segment_N, num_segments)
+  return total_RE, jnp.maximum(count_R1, 1)
+
+
 def mean_history(
   history_NE: jax.Array, segment_N: jax.Array, num_segments: int
 ) -> jax.Array:
@@ -137,10 +147,16 @@ def mean_history(
 
   `segment_N` must be non-decreasing.
   """
-  total_RE = _sum_of_request(history_NE, segment_N, num_segments)
-  ones_N1 = jnp.ones((segment_N.shape[0], 1), history_NE.dtype)
-  count_R1 = _sum_of_request(ones_N1, segment_N, num_segments)
-  return total_RE / jnp.maximum(count_R1, 1)
+  total_RE, count_R1 = _total_and_count(history_NE, segment_N, num_segments)
+  return total_RE / count_R1
+
+
+def scaled_history(
+  history_NE: jax.Array, segment_N: jax.Array, num_segments: int
+) -> jax.Array:
+  """As `mean_history`, but the sum over the root of the length: [R, E]."""
+  total_RE, count_R1 = _total_and_count(history_NE, segment_N, num_segments)
+  return total_RE / jnp.sqrt(count_R1)
 
 
 def pair_projection(

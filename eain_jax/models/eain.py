@@ -20,6 +20,7 @@ from eain_jax.layers.mask_block import MaskBlock
 from eain_jax.layers.mlp import MLP
 from eain_jax.layers.position_cross import PositionAwareInteraction
 from eain_jax.layers.squeeze_excitation import SqueezeExcitation
+from eain_jax.layers.user_match import UserMatch
 from eain_jax.models.fields import (
   example_rows,
   features_read,
@@ -117,6 +118,14 @@ class EAIN(nn.Module):
       train,
     )
     logit_RC = logit_B.reshape(inputs.shape_RC)
+    if config.match_dim:
+      context_RKD = inputs.context_RKW[..., :dim]
+      logit_RC += UserMatch(config.match_dim, dtype, name='user_match')(
+        flat_history(inputs, dim),
+        target_RCE,
+        inputs.segment_N,
+        context_RKD.reshape(context_RKD.shape[0], -1),
+      )
     if config.use_linear:
       logit_RC += first_order(inputs, dim)
     return logit_RC

@@ -184,6 +184,21 @@ VARIANTS: dict[str, Variant] = {
     '(12)',
     {'use_linear': False},
   ),
+  'with_match': Variant(
+    ADDITIONS,
+    'With user match',
+    "the product of a user's vector, of the whole history, with the target's "
+    'is added to the logit',
+    '(12)',
+    {'match_dim': 64},
+  ),
+  'no_match': Variant(
+    ADDITIONS,
+    'Without user match',
+    "no product of a user's vector with the target's in the logit",
+    '(12)',
+    {'match_dim': 0},
+  ),
   'no_average': Variant(
     ADDITIONS,
     'Without averaging',
@@ -194,7 +209,7 @@ VARIANTS: dict[str, Variant] = {
   'as_printed': Variant(
     ADDITIONS,
     'All as printed',
-    'all five additions and the norm of MaskBlock gone, as printed; sizes, '
+    'all six additions and the norm of MaskBlock gone, as printed; sizes, '
     'penalties, dropout and the moving average stay',
     '(1)-(12)',
     {
@@ -204,6 +219,7 @@ VARIANTS: dict[str, Variant] = {
       'paim_norm': False,
       'paim_dim': 0,
       'use_linear': False,
+      'match_dim': 0,
     },
   ),
 }

@@ -46,6 +46,7 @@ SPACE: dict[str, BaseDistribution] = {
   'paim_input': CategoricalDistribution(('history', 'history_and_target')),
   'position': CategoricalDistribution(('sinusoidal', 'learned', 'none')),
   'use_linear': CategoricalDistribution((True, False)),
+  'match_dim': CategoricalDistribution((0, 64)),
 }
 # What is of use only with a switch.
 _OF_SWITCH = {

@@ -241,6 +241,13 @@ def eain_logit(config, params, stats, example):
   logit = run_mlp(
     params['mlp'], np.concatenate([fields.reshape(-1), *pairs, f, p_t])
   )
+  if config.match_dim:
+    match = params['user_match']
+    q = sum((np.concatenate(event) for event in history), np.zeros(len(x_star)))
+    q = q / max(1, len(history)) ** 0.5
+    x = dense(match['hidden'], 4 * np.concatenate([q, *context]))
+    u = dense(match['user'], relu(x))
+    logit += 3 * u @ (x_star @ match['target']['kernel'])
   if config.use_linear:
     logit += first_order(config, *example[:4], dim)
   return logit
@@ -279,6 +286,8 @@ CASES = {
   'eain_raw_scores': ('eain', {'use_softmax': False}),
   'eain_rank': ('eain', {'attention_recency': 'rank'}),
   'eain_no_context': ('eain', {'use_context': False}),
+  'eain_match': ('eain', {'match_dim': 5}),
+  'eain_match_no_context': ('eain', {'match_dim': 5, 'use_context': False}),
   'eain_no_position': ('eain', {'position': 'none', 'paim_layers': 3}),
 }
 

@@ -14,7 +14,9 @@ from eain_jax.training.variants import VARIANTS, changed_configs, why_not
 @pytest.mark.parametrize('name', VARIANTS)
 def test_a_variant_changes_what_it_says_and_no_more(name):
   variant = VARIANTS[name]
-  model, train = EainConfig(), TrainConfig()
+  # What takes the match away starts with one.
+  has_match = variant.model.get('match_dim') == 0
+  model, train = EainConfig(match_dim=64 * has_match), TrainConfig()
   changed = changed_configs(variant, model, train)
   differing = {
     key: value
@@ -35,7 +37,8 @@ def test_with_default_flags_all_but_the_wrong_skip_above_can_be(dataset):
   )
   whys = {name: of(name, dataset) for name in VARIANTS}
   assert {n: why for n, why in whys.items() if why} == {
-    'no_skip_above': 'Skip Above is off already'
+    'no_match': 'EAIN is so already, by its flags',
+    'no_skip_above': 'Skip Above is off already',
   }
   on = with_skip_above(dataset, 'on')
   assert of('no_skip_above', on) is None
