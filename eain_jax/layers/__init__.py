@@ -10,7 +10,7 @@ Axis letters, in names and einsums alike:
   H  hidden units                V  rows of an embedding table
   U  distinct items of a batch   W  width of a table, D or D + 1
   K  context features           G  width of f^(l), (10)
-  M  width of a user's vector
+  Z  width of a user's vector
 
 Histories are packed: the events of all requests stand one after another, and
 `segment_N` tells the request of each; a segment of R or more is padding.

@@ -133,9 +133,13 @@ def pool_history(
 def _total_and_count(
   history_NE: jax.Array, segment_N: jax.Array, num_segments: int
 ) -> tuple[jax.Array, jax.Array]:
-  """The sum of each history, [R, E], and its length, [R, 1], at least 1."""
-  total_RE = _sum_of_request(history_NE, segment_N, num_segments)
-  ones_N1 = jnp.ones((segment_N.shape[0], 1), history_NE.dtype)
+  """The sum of each history, [R, E], and its length, [R, 1], at least 1.
+
+  In float32 at least: in bfloat16 a count of ones would end at 256.
+  """
+  dtype = jnp.promote_types(history_NE.dtype, jnp.float32)
+  total_RE = _sum_of_request(history_NE.astype(dtype), segment_N, num_segments)
+  ones_N1 = jnp.ones((segment_N.shape[0], 1), dtype)
   count_R1 = _sum_of_request(ones_N1, segment_N, num_segments)
   return total_RE, jnp.maximum(count_R1, 1)
 
@@ -148,7 +152,7 @@ def mean_history(
   `segment_N` must be non-decreasing.
   """
   total_RE, count_R1 = _total_and_count(history_NE, segment_N, num_segments)
-  return total_RE / count_R1
+  return (total_RE / count_R1).astype(history_NE.dtype)
 
 
 def scaled_history(
@@ -156,7 +160,7 @@ def scaled_history(
 ) -> jax.Array:
   """As `mean_history`, but the sum over the root of the length: [R, E]."""
   total_RE, count_R1 = _total_and_count(history_NE, segment_N, num_segments)
-  return total_RE / jnp.sqrt(count_R1)
+  return (total_RE / jnp.sqrt(count_R1)).astype(history_NE.dtype)
 
 
 def pair_projection(

@@ -4,6 +4,8 @@ history, target --attention--> h_u --+--> fields --SE--> masked pairs --+
 user, context -----------------------+       |                          |
 h_u, position t --PAIM--> h_final            +------------+-------------+
                              +----------------------------+--> MLP --> logit
+
+The logit may have two more terms: a weight a feature value, and a user match.
 """
 
 from collections.abc import Sequence

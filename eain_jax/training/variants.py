@@ -209,8 +209,8 @@ VARIANTS: dict[str, Variant] = {
   'as_printed': Variant(
     ADDITIONS,
     'All as printed',
-    'all six additions and the norm of MaskBlock gone, as printed; sizes, '
-    'penalties, dropout and the moving average stay',
+    'gone are what is added to attention, PAIM and the logit, and the norm '
+    'of MaskBlock; sizes, penalties, dropout and the moving average stay',
     '(1)-(12)',
     {
       'attention_product': False,
@@ -285,6 +285,8 @@ def why_not(
     train,
   ):
     return 'EAIN is so already, by its flags'
+  if variant.model.get('match_dim') and model.match_dim:
+    return 'EAIN has a user match already'
   if 'use_context' in variant.model and not dataset.context_ids:
     return 'the dataset has no context features'
   if 'negatives_once' in variant.train and dataset.task != 'next_item':

@@ -6,10 +6,14 @@ import jax.test_util
 import numpy as np
 import pytest
 
-from eain_jax.layers.attention import pack_histories
+from eain_jax.layers.attention import (
+  mean_history,
+  pack_histories,
+  scaled_history,
+)
 from eain_jax.layers.user_match import UserMatch
 
-R, T, C, E, X, M = 4, 5, 3, 6, 2, 3
+R, T, C, E, X, Z = 4, 5, 3, 6, 2, 3
 LENGTHS = (5, 0, 1, 3)
 
 
@@ -17,9 +21,9 @@ def random_case(num_context=X):
   rng = np.random.default_rng(0)
   draw = lambda *shape: rng.normal(size=shape)
   params = {
-    'hidden': {'kernel': draw(E + num_context, 2 * M), 'bias': draw(2 * M)},
-    'user': {'kernel': draw(2 * M, M), 'bias': draw(M)},
-    'target': {'kernel': draw(E, M)},
+    'hidden': {'kernel': draw(E + num_context, 2 * Z), 'bias': draw(2 * Z)},
+    'user': {'kernel': draw(2 * Z, Z), 'bias': draw(Z)},
+    'target': {'kernel': draw(E, Z)},
   }
   return draw(R, T, E), draw(R, C, E), draw(R, num_context), params
 
@@ -45,10 +49,11 @@ def test_every_pair_is_the_product_of_its_two_vectors(num_context):
     mask = np.arange(T) < np.array(LENGTHS)[:, None]
     packed, segment = pack_histories(jnp.asarray(history), mask)
     inputs = (packed, jnp.asarray(target), segment, jnp.asarray(context))
-    layer = UserMatch(M, jnp.float64)
+    layer = UserMatch(Z, jnp.float64)
     found = layer.apply({'params': params}, *inputs)
+    assert found.dtype == jnp.float64
     np.testing.assert_allclose(
-      found, reference(history, target, context, params), atol=1e-12
+      found, reference(history, target, context, params), rtol=0, atol=1e-12
     )
     jax.test_util.check_grads(
       lambda p, h, t: layer.apply({'params': p}, h, t, segment, inputs[3]),
@@ -58,16 +63,24 @@ def test_every_pair_is_the_product_of_its_two_vectors(num_context):
     )
 
 
-def test_in_bfloat16_the_sum_stays_float32():
+def test_of_bfloat16_the_sums_are_float32():
   history, target, context, params = random_case()
-  packed, segment = pack_histories(
-    jnp.asarray(history, jnp.float32), np.ones((R, T), bool)
-  )
-  half = UserMatch(M, jnp.bfloat16).apply(
-    {'params': params}, packed, target, segment, context
-  )
-  full = UserMatch(M).apply(
-    {'params': params}, packed, target, segment, context
-  )
-  assert half.dtype == jnp.float32
-  np.testing.assert_allclose(half, full, rtol=0.1, atol=0.02 * abs(full).max())
+  mask = np.arange(T) < np.array(LENGTHS)[:, None]
+
+  def scores(dtype):
+    inputs = [jnp.asarray(x, dtype) for x in (history, target, context)]
+    packed, segment = pack_histories(inputs[0], mask)
+    return UserMatch(Z, dtype).apply(
+      {'params': params}, packed, inputs[1], segment, inputs[2]
+    )
+
+  half, full = scores(jnp.bfloat16), scores(jnp.float32)
+  assert half.dtype == full.dtype == jnp.float32
+  np.testing.assert_allclose(half, full, rtol=0, atol=0.03 * abs(full).max())
+
+
+def test_a_history_of_bfloat16_is_counted_past_256():
+  history_NE = jnp.ones((400, 2), jnp.bfloat16)
+  segment_N = jnp.zeros(400, jnp.int32)
+  assert mean_history(history_NE, segment_N, 1)[0, 0] == 1
+  assert scaled_history(history_NE, segment_N, 1)[0, 0] == 20

@@ -180,14 +180,22 @@ def test_a_table_for_each_feature_that_is_read_and_no_other(
   assert model.reads(read) == read
 
 
-@pytest.mark.parametrize('name', ['dnn', 'din', 'deepfm', 'eain'])
+@pytest.mark.parametrize(
+  ('name', 'settings'),
+  [
+    *((name, {}) for name in ('dnn', 'din', 'deepfm', 'eain')),
+    ('eain', {'match_dim': 6}),
+  ],
+)
 def test_bfloat16_scores_stay_near(
-  dataset, small_config, state_shapes, randomized, name
+  dataset, small_config, state_shapes, randomized, name, settings
 ):
   batch = make_eval_stream(dataset, 'test', 5 * NUM_CANDIDATES).batch(0)
   scores = []
   for dtype in ('float32', 'bfloat16'):
-    model = make_model(name, small_config(name, compute_dtype=dtype))
+    model = make_model(
+      name, small_config(name, compute_dtype=dtype, **settings)
+    )
     params, stats = randomized(state_shapes(model, dataset, batch))
     score = jax.jit(make_score_step(model, dataset.features))
     scores.append(score(params, stats, batch))
@@ -388,6 +396,8 @@ SWITCHES = {
     634,
   ),
   'no_position': ({'position': 'none'}, [], [], 630),
+  # Added after the MLP, so the head stays.
+  'match': ({'match_dim': 4}, [], ['user_match'], 634),
   'no_user': ({'use_user': False}, [], [], 11 * 8 + 55 * 8 + 10),
   'all_off': (
     {
@@ -417,6 +427,19 @@ def test_a_switch_of_eain_moves_its_parameters_alone(eain_tree, switch):
     p for p in whole if not under(p, gone)
   }
   assert found['mlp/dense_0/kernel'] == (head, 16)
+
+
+def test_the_match_has_a_hidden_layer_twice_its_width(eain_tree):
+  _, tree = eain_tree(match_dim=4)
+  found = {k: v for k, v in tree.items() if k.startswith('user_match/')}
+  # An event is 3 x 8 wide, and the context 5 x 8.
+  assert found == {
+    'user_match/hidden/kernel': (3 * 8 + 5 * 8, 8),
+    'user_match/hidden/bias': (8,),
+    'user_match/user/kernel': (8, 4),
+    'user_match/user/bias': (4,),
+    'user_match/target/kernel': (3 * 8, 4),
+  }
 
 
 def test_the_linear_term_is_a_column_of_the_tables(eain_tree):

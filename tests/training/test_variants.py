@@ -56,6 +56,8 @@ def test_what_would_change_nothing_is_refused_with_its_reason(dataset):
     or ''
   )
   assert 'so already' in why('no_se', use_se=False)
+  assert 'user match already' in why('with_match', match_dim=32)
+  assert not why('no_match', match_dim=32)
   assert '--use_paim' in why('no_position', use_paim=False)
   assert '--use_attention' in why('no_softmax', use_attention=False)
   assert 'so already' in why('no_average', decay=0.0)
