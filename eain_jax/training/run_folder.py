@@ -34,7 +34,7 @@ CONFIG_FILE, METRICS_FILE, TIMINGS_FILE, RESULT_FILE = (
 )
 # Raised by whoever changes what a run computes from the same settings: a run
 # does not go on by other arithmetic than it began with.
-ARITHMETIC_VERSION = 5
+ARITHMETIC_VERSION = 6
 # These decide the bits too.
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 # A run may go on on other devices than it began on.
